@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// Files and directories that the guest has open: fh to descriptor. As with
+// inodes, an id is slot and generation, finding one is lock-free, and a pin
+// keeps the descriptor from being closed or reused while a call uses it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "base/id.h"
+#include "base/result.h"
+#include "base/sync.h"
+#include "passthrough/inode_store.h"
+#include "sys/fd.h"
+
+namespace virtiofsd {
+
+class HandleTable;
+
+enum class HandleKind : std::uint8_t { kFile, kDirectory };
+
+// Private memory of an open handle beside its record: what a successor can rebuild.
+struct OpenState {
+  InodeRef inode;
+  // Concurrent READDIRs on one handle share the file position: lseek + getdents64
+  // happen under this lock, the only one held across a system call.
+  Mutex directory_lock;
+  std::uint64_t directory_offset GUARDED_BY(directory_lock) = 0;  // where the descriptor stands
+};
+
+class HandleRef {
+ public:
+  HandleRef() = default;
+  HandleRef(HandleRef&& other) noexcept;
+  HandleRef& operator=(HandleRef&& other) noexcept;
+  HandleRef(const HandleRef&) = delete;
+  HandleRef& operator=(const HandleRef&) = delete;
+  ~HandleRef();
+
+  HandleId id() const;
+  FdRef fd() const;
+  std::uint32_t open_flags() const;  // open(2) flags the descriptor was opened with
+  NodeId node() const;
+  const InodeRef& inode() const;
+  OpenState& state() const;
+
+ private:
+  friend class HandleTable;
+  HandleRef(HandleTable* table, std::uint32_t slot) : table_(table), slot_(slot) {}
+  void drop();
+  HandleTable* table_ = nullptr;
+  std::uint32_t slot_ = 0;
+};
+
+class HandleTable {
+ public:
+  // `limit`: open handles; beyond it insert says ENFILE.
+  explicit HandleTable(InodeStore& inodes, std::uint32_t limit);
+  ~HandleTable();
+
+  // Takes the descriptor and the pin over.
+  Result<HandleId> insert(HandleKind kind, InodeRef inode, UniqueFd fd, std::uint32_t open_flags);
+  // EBADF unless it is an open handle of this kind on this node.
+  Result<HandleRef> find(HandleId id, HandleKind kind, NodeId node);
+  // Of any node (COPY_FILE_RANGE's and SETATTR's fh). EBADF.
+  Result<HandleRef> find(HandleId id, HandleKind kind);
+  // The handle is gone for the guest; its descriptor closes with the last pin. EBADF.
+  Result<> release(HandleId id, HandleKind kind, NodeId node);
+  void clear();
+  std::uint32_t count() const;
+
+  struct State;
+
+ private:
+  friend class HandleRef;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace virtiofsd

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// The inodes that the guest knows: nodeid to file, in bounded descriptors and
+// little memory.
+//
+// An inode is *hot* while it holds an O_PATH descriptor and *cold* while it is
+// known by identity and by one name in its parent; a cold one is walked to
+// again, and verified, when it is used. Identity is (device, mount, inode
+// number, birth time). An inode number can be given to a new file, but the new
+// file's birth time is later than the lookup that made our record, unless the
+// record was made within the tick of the clock in which the old file was born:
+// so a file younger than kSettled, or one on a file system without birth
+// times, stays pinned by a descriptor until it is safe to let go (or demoted
+// to a kernel file handle where the process may use those).
+//
+// Threads: everything here may be called by any thread. Finding a node by id
+// is lock-free (one index, one compare-and-swap for the pin); the identity
+// index is sharded, one leaf mutex each, never held across a system call.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#include "base/id.h"
+#include "base/name.h"
+#include "base/result.h"
+#include "sys/fd.h"
+
+namespace virtiofsd {
+
+struct InodeRecord;
+class InodeStore;
+
+// A pin: while it lives, the record is not given to another inode and the
+// descriptor inside, once asked for, is neither closed nor reused. Cheap to
+// move, one atomic to make and to drop.
+class InodeRef {
+ public:
+  InodeRef() = default;
+  InodeRef(InodeRef&& other) noexcept;
+  InodeRef& operator=(InodeRef&& other) noexcept;
+  InodeRef(const InodeRef&) = delete;
+  InodeRef& operator=(const InodeRef&) = delete;
+  ~InodeRef();
+
+  explicit operator bool() const { return store_ != nullptr; }
+  NodeId id() const;
+  // S_IFMT bits: what the object was when it was looked up; an inode never changes its type.
+  std::uint32_t type() const;
+  bool is_directory() const { return S_ISDIR(type()); }
+  bool is_regular() const { return S_ISREG(type()); }
+  bool is_symlink() const { return S_ISLNK(type()); }
+  // Differs from the directory it was found in by mount or device.
+  bool is_submount() const;
+
+ private:
+  friend class InodeStore;
+  InodeRef(InodeStore* store, std::uint32_t slot) : store_(store), slot_(slot) {}
+  void drop();
+
+  InodeStore* store_ = nullptr;
+  std::uint32_t slot_ = 0;
+};
+
+class InodeStore {
+ public:
+  struct Settings {
+    std::uint32_t descriptor_budget = 0;  // O_PATH descriptors kept for hot inodes
+    std::uint32_t max_inodes = 1U << 26;  // beyond: ENFILE to the guest
+    bool use_file_handles = false;        // open_by_handle_at is allowed to this process
+  };
+
+  // `root` is an O_PATH or O_RDONLY descriptor of the shared directory.
+  static Result<std::unique_ptr<InodeStore>> create(UniqueFd root, Settings settings);
+  ~InodeStore();
+
+  // A pin on a node the guest named. ESTALE for an id that was never given or
+  // was forgotten. Lock-free.
+  Result<InodeRef> pin(NodeId id);
+
+  // An O_PATH descriptor of the node, valid while `inode` lives; opened now if
+  // the inode is cold. ESTALE when the name it was known by now means another
+  // file, ENFILE never (others are demoted first).
+  Result<FdRef> fd(const InodeRef& inode);
+
+  // Attributes in one system call, hot or cold (a cold inode is not opened).
+  Result<> stat(const InodeRef& inode, unsigned mask, struct statx* out);
+
+  // The node called `name` in `directory`, with `*out` its attributes: one
+  // statx for an inode already known, hot or cold. Adds one lookup.
+  // `flags` goes to statx (AT_NO_AUTOMOUNT for readdirplus).
+  Result<InodeRef> lookup(const InodeRef& directory, Name name, int flags, struct statx* out);
+
+  // As lookup for something this process just made or opened: `fd` is open on
+  // it (any kind of descriptor, not kept). `name` is none for O_TMPFILE. Adds one lookup.
+  Result<InodeRef> adopt(const InodeRef& directory, std::optional<Name> name, FdRef fd, struct statx* out);
+
+  // One more lookup on a node already pinned (LOOKUP of ".", LINK).
+  void add_lookup(const InodeRef& inode);
+  // The directory above; the root's is the root. Adds one lookup. ESTALE when it can't be told.
+  Result<InodeRef> parent(const InodeRef& inode, struct statx* out);
+
+  // Takes `count` lookups back; saturates. At zero the node is gone for the guest.
+  void forget(NodeId id, std::uint64_t count);
+
+  // Namespace changes by the guest. Before a name goes away (unlink, rmdir, or
+  // being replaced by a rename): whatever node is known by that name gets its
+  // descriptor now, so that a file still open in the guest stays usable. After
+  // a rename: the node's name follows. Never fail; best effort for a share
+  // that changes underneath.
+  void before_removal(const InodeRef& directory, Name name);
+  void after_rename(const InodeRef& from_directory, Name from, const InodeRef& to_directory, Name to, bool exchange);
+
+  // The guest has a file of this inode open: it is kept hot until closed().
+  void opened(const InodeRef& inode);
+  void closed(const InodeRef& inode);
+
+  // Everything but the root is forgotten (INIT, DESTROY, reset). Requests in
+  // flight keep their pins; their nodes go when the last pin does.
+  void clear();
+
+  NodeId root() const { return NodeId{1}; }
+  std::uint64_t count() const;             // nodes the guest holds, root included
+  std::uint32_t descriptors() const;       // of them, hot
+
+  struct State;
+
+ private:
+  friend class InodeRef;
+  explicit InodeStore(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace virtiofsd
