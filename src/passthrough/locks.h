@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// The guest's file locks as locks of the host, so that guests sharing a
+// directory, and processes of the host, exclude each other.
+//
+// A record lock (fcntl) belongs to a lock owner in the guest, usually a
+// process. Each (inode, owner) pair gets an open file description of its own
+// and its locks are OFD locks on that: owners conflict with each other and
+// never with themselves. A flock(2) lock lives on the guest's open file, that
+// is on the handle's own descriptor. Always true: what the table says an owner
+// holds is what the kernel holds for it; owners, ranges and waiters are
+// bounded; a lock ends with FLUSH by its owner, with RELEASE of the handle it
+// was set through, with clear(), or with the process.
+//
+// OFD locks have no deadlock detection: two guest processes that wait for each
+// other wait until one of them is cancelled.
+//
+// Threads: everything may be called by any thread. A wait holds no mutex. The
+// mutex of one (inode, owner) is held across its non-blocking fcntl, so that
+// the table and the kernel agree; nobody else's is.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "base/id.h"
+#include "base/result.h"
+#include "fuse/call.h"
+#include "fuse/file_system.h"
+#include "passthrough/handle_table.h"
+#include "passthrough/inode_store.h"
+#include "sys/fd.h"
+
+namespace virtiofsd {
+
+// The signal that ends a blocking lock call early: a handler that does nothing,
+// installed without SA_RESTART by the first LockTable or LockCore. Who stops a
+// queue sends it to the threads that wait (after Scheduler::stopping() turned
+// true) until they have left: one sent just before a thread blocks is lost.
+int lock_wake_signal();
+
+// The descriptor that locks are set through, as LockCore needs to know it.
+struct LockTarget {
+  NodeId node;
+  HandleId handle;
+  FdRef fd;                      // open file of the guest; pinned by the caller for the call
+  std::uint32_t open_flags = 0;  // open(2) flags `fd` was opened with
+};
+
+// Where an owner's own descriptor comes from: the same file, opened anew.
+class LockOpener {
+ public:
+  virtual ~LockOpener() = default;
+  virtual Result<UniqueFd> open(int access_mode) = 0;
+};
+
+// LockTable without the tables of inodes and handles: the locks themselves.
+class LockCore {
+ public:
+  struct Limits {
+    std::uint32_t waiters = 0;     // threads waiting at once; beyond: ENOLCK
+    std::uint32_t owners = 4096;   // (inode, owner) descriptors; beyond: ENOLCK
+    std::uint32_t ranges = 16384;  // locked ranges in all; beyond: ENOLCK
+  };
+
+  explicit LockCore(Limits limits);
+  ~LockCore();
+  LockCore(const LockCore&) = delete;
+  LockCore& operator=(const LockCore&) = delete;
+
+  Result<fuse_file_lock> get(const LockTarget& target, const fuse::LockArgs& args);
+  Result<> set(fuse::Call& call, const LockTarget& target, LockOpener& opener,
+               const fuse::LockArgs& args);
+  void flush(NodeId node, LockOwner owner);
+  void release(const LockTarget& target, bool flock_unlock);
+  void interrupt(std::uint64_t unique);
+  void cancel_waits();
+  void clear();
+
+  std::uint32_t owners() const;   // descriptors held now
+  std::uint32_t ranges() const;   // ranges held now
+  std::uint32_t waiters() const;  // threads waiting now
+
+  struct State;
+
+ private:
+  std::shared_ptr<State> state_;
+};
+
+class LockTable {
+ public:
+  // `max_waiters`: threads that may wait for locks at once; 0: a lock that
+  // would wait says ENOLCK.
+  LockTable(InodeStore& inodes, std::uint32_t max_waiters);
+
+  // What stands in the way of this lock, or type F_UNLCK. The pid is the
+  // guest's for a lock of this guest and 0 for any other, whose pid would mean
+  // another process here. EINVAL for a bad type or range.
+  Result<fuse_file_lock> get(const HandleRef& handle, const fuse::LockArgs& args);
+
+  // Sets or drops a lock. EINVAL for a bad type or range, EBADF when the handle
+  // is not open for what the lock needs, EAGAIN when another holds it and
+  // args.wait is off, ENOLCK beyond a limit, EINTR when the wait was cancelled.
+  // `call.scheduler` is told before the thread waits.
+  Result<> set(fuse::Call& call, const HandleRef& handle, const fuse::LockArgs& args);
+
+  // A close(2) by `owner`: all its record locks on the inode go (POSIX).
+  void flush(NodeId node, LockOwner owner);
+
+  // The handle is about to be released. Drops the record locks set through it
+  // (a guest's OFD locks get no FLUSH of their owner) and, with
+  // FUSE_RELEASE_FLOCK_UNLOCK, its flock; cancels waits on it.
+  void release(const HandleRef& handle, LockOwner owner, std::uint32_t release_flags);
+
+  // The guest gave up on request `unique`: its wait ends with EINTR.
+  void interrupt(std::uint64_t unique);
+
+  // Every wait ends with EINTR; locks stay. Before an INIT or DESTROY waits
+  // for the requests in flight.
+  void cancel_waits();
+
+  // Every wait ends with EINTR and every record lock goes (INIT, DESTROY,
+  // disconnect). flock locks go with their handles.
+  void clear();
+
+ private:
+  InodeStore& inodes_;
+  LockCore core_;
+};
+
+}  // namespace virtiofsd
