@@ -28,6 +28,7 @@
 #include "base/id.h"
 #include "base/name.h"
 #include "base/result.h"
+#include "state/arena.h"
 #include "sys/fd.h"
 
 namespace virtiofsd {
@@ -69,10 +70,14 @@ class InodeRef {
 class InodeStore {
  public:
   struct Settings {
-    std::uint32_t descriptor_budget = 0;  // O_PATH descriptors kept for hot inodes
-    std::uint32_t max_inodes = 1U << 26;  // beyond: ENFILE to the guest
-    bool use_file_handles = false;        // open_by_handle_at is allowed to this process
+    std::uint32_t descriptor_budget = 4096;  // O_PATH descriptors kept for hot inodes
+    std::uint32_t max_inodes = 1U << 26;     // beyond: ENFILE to the guest
+    bool use_file_handles = false;           // open_by_handle_at is allowed to this process
+    std::shared_ptr<Arena> arena;            // made by make_arena; none: the store makes its own
   };
+
+  // The sections this store and the handle table need.
+  static Result<std::shared_ptr<Arena>> make_arena(std::uint32_t max_inodes);
 
   // `root` is an O_PATH or O_RDONLY descriptor of the shared directory.
   static Result<std::unique_ptr<InodeStore>> create(UniqueFd root, Settings settings);
@@ -87,6 +92,11 @@ class InodeStore {
   // file, ENFILE never (others are demoted first).
   Result<FdRef> fd(const InodeRef& inode);
 
+  // A new open file of the inode, by kernel file handle where that is allowed
+  // (half the price), else through /proc/self/fd. `flags` without O_CREAT.
+  // The caller has made sure by type() that it may be opened at all.
+  Result<UniqueFd> open(const InodeRef& inode, int flags);
+
   // Attributes in one system call, hot or cold (a cold inode is not opened).
   Result<> stat(const InodeRef& inode, unsigned mask, struct statx* out);
 
@@ -97,7 +107,8 @@ class InodeStore {
 
   // As lookup for something this process just made or opened: `fd` is open on
   // it (any kind of descriptor, not kept). `name` is none for O_TMPFILE. Adds one lookup.
-  Result<InodeRef> adopt(const InodeRef& directory, std::optional<Name> name, FdRef fd, struct statx* out);
+  Result<InodeRef> adopt(const InodeRef& directory, std::optional<Name> name, FdRef fd,
+                         struct statx* out);
 
   // One more lookup on a node already pinned (LOOKUP of ".", LINK).
   void add_lookup(const InodeRef& inode);
@@ -113,7 +124,8 @@ class InodeStore {
   // a rename: the node's name follows. Never fail; best effort for a share
   // that changes underneath.
   void before_removal(const InodeRef& directory, Name name);
-  void after_rename(const InodeRef& from_directory, Name from, const InodeRef& to_directory, Name to, bool exchange);
+  void after_rename(const InodeRef& from_directory, Name from, const InodeRef& to_directory,
+                    Name to, bool exchange);
 
   // The guest has a file of this inode open: it is kept hot until closed().
   void opened(const InodeRef& inode);
@@ -123,9 +135,10 @@ class InodeStore {
   // flight keep their pins; their nodes go when the last pin does.
   void clear();
 
+  const std::shared_ptr<Arena>& arena() const;
   NodeId root() const { return NodeId{1}; }
-  std::uint64_t count() const;             // nodes the guest holds, root included
-  std::uint32_t descriptors() const;       // of them, hot
+  std::uint64_t count() const;        // nodes the guest holds, root included
+  std::uint32_t descriptors() const;  // of them, hot
 
   struct State;
 

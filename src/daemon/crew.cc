@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "daemon/crew.h"
+
+#include <fmt/format.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/log.h"
+
+namespace virtiofsd {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Completions are published one by one and signalled together: when the ring
+// is empty, after this many, or after a request that moved this much data
+// (the driver has something to do meanwhile).
+constexpr std::uint32_t kSignalBatch = 16;
+constexpr std::uint32_t kLargeRequest = 32U << 10;
+
+constexpr auto kWatchTick = std::chrono::microseconds(500);
+// Ticks without any request before the watchdog goes to sleep.
+constexpr int kWatchLinger = 100;
+
+constexpr std::uint64_t kKick = 0;
+constexpr std::uint64_t kStop = 1;
+
+void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  asm volatile("yield");
+#endif
+}
+
+UniqueFd must(int fd) {
+  CHECK(fd >= 0);
+  return UniqueFd{fd};
+}
+
+}  // namespace
+
+// ---- Hand ---------------------------------------------------------------------
+
+class Crew::Hand final : public fuse::Scheduler {
+ public:
+  explicit Hand(Crew& crew) : crew_(crew) {}
+
+  void begin(std::uint64_t state) {
+    state_ = state;
+    leads_ = true;
+  }
+  // The request is served. True when this thread still leads.
+  bool end() {
+    if (!leads_) return false;
+    std::uint64_t expected = state_;
+    leads_ = crew_.lead_.compare_exchange_strong(expected, (state_ & ~kPhaseMask) | kRing,
+                                                 std::memory_order_acq_rel);
+    return leads_;
+  }
+
+  void about_to_block() override {
+    if (leads_ && crew_.settings_.pool_size > 1) leads_ = !crew_.pass_lead(state_);
+  }
+
+  Result<> about_to_wait_for_lock() override {
+    {
+      Lock lock(crew_.mutex_);
+      if (crew_.waiting_for_locks_ >= crew_.settings_.lock_waiters) return Errno{ENOLCK};
+      ++crew_.waiting_for_locks_;
+    }
+    if (leads_) leads_ = !crew_.pass_lead(state_);
+    return {};
+  }
+
+  void lock_wait_ended() override {
+    Lock lock(crew_.mutex_);
+    --crew_.waiting_for_locks_;
+  }
+
+  bool stopping() const override { return crew_.stopping_.load(std::memory_order_acquire); }
+
+  virtio::ChainScratch chain_scratch;
+  fuse::Scratch scratch;
+
+ private:
+  Crew& crew_;
+  std::uint64_t state_ = 0;
+  bool leads_ = false;
+};
+
+// ---- Crew ---------------------------------------------------------------------
+
+Crew::Crew(virtio::Queue& queue, fuse::Dispatcher& dispatcher, fuse::FileSystem& file_system,
+           Watchdog& watchdog, const Settings& settings)
+    : queue_(queue),
+      dispatcher_(dispatcher),
+      file_system_(file_system),
+      watchdog_(watchdog),
+      settings_(settings),
+      epoll_(must(::epoll_create1(EPOLL_CLOEXEC))),
+      stop_event_(must(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = kStop;
+  CHECK(::epoll_ctl(epoll_.number(), EPOLL_CTL_ADD, stop_event_.number(), &event) == 0);
+}
+
+Crew::~Crew() {
+  stop();
+  std::vector<std::thread> threads;
+  {
+    Lock lock(mutex_);
+    leaving_ = true;
+    changed_.notify_all();
+    threads = std::move(threads_);
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+std::uint32_t Crew::threads() const {
+  Lock lock(mutex_);
+  return static_cast<std::uint32_t>(threads_.size());
+}
+
+void Crew::start() {
+  if (running_) return;
+  running_ = true;
+  stopping_.store(false, std::memory_order_release);
+  std::uint64_t drained = 0;
+  (void)!::read(stop_event_.number(), &drained, sizeof drained);
+
+  // Edge-triggered: a kick wakes the leader without having to be read, so an
+  // idle queue costs one system call per wake-up. (Each eventfd write is an edge.)
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLET;
+  event.data.u64 = kKick;
+  if (queue_.kick().valid() &&
+      ::epoll_ctl(epoll_.number(), EPOLL_CTL_ADD, queue_.kick().number(), &event) != 0) {
+    // A kick that can't be waited for (a regular file, say) is the VMM's mistake.
+    queue_.fail(Errno::last());
+  }
+  queue_.start();
+  watchdog_.watch(this);
+  Lock lock(mutex_);
+  lead_wanted_ = true;
+  if (idle_ == 0) {
+    add_thread_locked();
+  } else {
+    changed_.notify_one();
+  }
+}
+
+void Crew::stop() {
+  if (!running_) return;
+  running_ = false;
+  stopping_.store(true, std::memory_order_release);
+  const std::uint64_t one = 1;
+  CHECK(::write(stop_event_.number(), &one, sizeof one) == sizeof one);
+  {
+    Lock lock(mutex_);
+    lead_wanted_ = false;
+  }
+  watchdog_.unwatch(this);
+  // Requests that wait without bound end now; the queue waits for the rest.
+  for (;;) {
+    file_system_.cancel_waits();
+    Lock lock(mutex_);
+    if (idle_ == threads_.size()) break;
+    // Bounded: a wait that began between the look at stopping() and the sleep is cancelled next
+    // round.
+    (void)changed_.wait_until(mutex_, Clock::now() + std::chrono::milliseconds(10));
+  }
+  lead_.store(kVacant, std::memory_order_release);
+  if (queue_.kick().valid()) {
+    ::epoll_ctl(epoll_.number(), EPOLL_CTL_DEL, queue_.kick().number(), nullptr);
+  }
+}
+
+bool Crew::can_add_thread_locked() const {
+  const std::uint32_t base = settings_.pool_size > 1 ? settings_.pool_size + 1 : 1;
+  return threads_.size() < base + waiting_for_locks_;
+}
+
+void Crew::add_thread_locked() {
+  threads_.emplace_back([this] { thread_main(); });
+  const std::string name = fmt::format("queue-{}", settings_.index);
+  ::pthread_setname_np(threads_.back().native_handle(), name.c_str());
+}
+
+// Gives the lead to another thread, if the leader is still in `state` and
+// there is a thread to be had. True when it did.
+bool Crew::pass_lead(std::uint64_t state) {
+  {
+    Lock lock(mutex_);
+    if (stopping_.load(std::memory_order_relaxed)) return false;
+    if (idle_ == 0 && !can_add_thread_locked()) return false;
+    if (!lead_.compare_exchange_strong(state, (state & ~kPhaseMask) | kVacant,
+                                       std::memory_order_acq_rel)) {
+      return true;  // somebody took it already
+    }
+    lead_wanted_ = true;
+    if (idle_ == 0) {
+      add_thread_locked();
+    } else {
+      changed_.notify_one();
+    }
+  }
+  // What was published so far must not wait for the new leader.
+  queue_.signal();
+  return true;
+}
+
+void Crew::depose(std::uint64_t state) {
+  if (settings_.pool_size > 1) pass_lead(state);
+}
+
+void Crew::thread_main() {
+  file_system_.thread_started();
+  Hand hand(*this);
+  for (;;) {
+    {
+      Lock lock(mutex_);
+      ++idle_;
+      if (stopping_.load(std::memory_order_relaxed)) changed_.notify_all();
+      while (!leaving_ && !lead_wanted_) changed_.wait(mutex_);
+      --idle_;
+      if (leaving_) return;
+      lead_wanted_ = false;
+    }
+    lead(hand);
+    // A parked thread must not keep a mapping of guest memory alive.
+    hand.chain_scratch.release();
+  }
+}
+
+void Crew::lead(Hand& hand) {
+  std::uint64_t state = (lead_.load(std::memory_order_relaxed) & ~kPhaseMask) | kRing;
+  lead_.store(state, std::memory_order_release);
+  poll_window_ = settings_.poll;
+  std::uint32_t unsignalled = 0;
+  virtio::Chain chain;
+
+  while (!stopping_.load(std::memory_order_relaxed)) {
+    const Result<bool> popped = queue_.pop(hand.chain_scratch, chain);
+    if (!popped) {
+      queue_.fail(popped.error());
+    }
+    if (!popped || !*popped) {
+      queue_.signal();
+      unsignalled = 0;
+      if (popped && poll_for_work()) continue;
+      hand.chain_scratch.release();
+      if (!wait_for_work()) break;
+      continue;
+    }
+
+    state += kStep;
+    const std::uint64_t serving = (state & ~kPhaseMask) | kServing;
+    hand.begin(serving);
+    lead_.store(serving, std::memory_order_release);
+    const std::size_t request_size = chain.readable.size();
+    const std::uint32_t written =
+        dispatcher_.serve(chain.readable, chain.writable, chain.faulted, hand, hand.scratch);
+    const bool still_leads = hand.end();
+    queue_.push(chain, written);
+    if (!still_leads) {
+      queue_.signal();
+      return;
+    }
+    if (++unsignalled >= kSignalBatch || written >= kLargeRequest ||
+        request_size >= kLargeRequest) {
+      queue_.signal();
+      unsignalled = 0;
+    }
+  }
+  queue_.signal();
+  lead_.store((state & ~kPhaseMask) | kVacant, std::memory_order_release);
+}
+
+// Spins for the next request, at most the window, which follows what spinning
+// was worth: doubled after a hit, halved after a miss. (KVM's halt polling.)
+bool Crew::poll_for_work() {
+  if (settings_.poll.count() == 0) return false;
+  const auto deadline = Clock::now() + poll_window_;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (queue_.has_available()) {
+        poll_window_ = std::min<std::chrono::nanoseconds>(
+            settings_.poll,
+            std::max<std::chrono::nanoseconds>(poll_window_ * 2, settings_.poll / 8));
+        return true;
+      }
+      pause_cpu();
+    }
+    if (stopping_.load(std::memory_order_relaxed)) return false;
+  } while (Clock::now() < deadline);
+  poll_window_ = std::max<std::chrono::nanoseconds>(poll_window_ / 2, std::chrono::microseconds(1));
+  return false;
+}
+
+// Sleeps until a kick. False when the crew is to stop.
+bool Crew::wait_for_work() {
+  if (queue_.enable_kicks()) {
+    queue_.suppress_kicks();
+    return true;
+  }
+  for (;;) {
+    epoll_event events[2];
+    const int count = ::epoll_wait(epoll_.number(), events, 2, -1);
+    if (count < 0) {
+      CHECK(errno == EINTR);
+      continue;
+    }
+    if (stopping_.load(std::memory_order_acquire)) return false;
+    if (count == 0) continue;
+    queue_.suppress_kicks();
+    queue_.drain_kick();
+    watchdog_.note_activity();
+    return true;
+  }
+}
+
+// ---- Watchdog -------------------------------------------------------------------
+
+Watchdog::Watchdog() : thread_([this] { run(); }) {
+  ::pthread_setname_np(thread_.native_handle(), "watchdog");
+}
+
+Watchdog::~Watchdog() {
+  {
+    Lock lock(mutex_);
+    leaving_ = true;
+    changed_.notify_all();
+  }
+  thread_.join();
+}
+
+void Watchdog::watch(Crew* crew) {
+  Lock lock(mutex_);
+  crews_.push_back({crew, 0});
+  woken_ = true;
+  changed_.notify_all();
+}
+
+void Watchdog::unwatch(Crew* crew) {
+  Lock lock(mutex_);
+  std::erase_if(crews_, [crew](const Watched& watched) { return watched.crew == crew; });
+}
+
+void Watchdog::wake() {
+  Lock lock(mutex_);
+  woken_ = true;
+  changed_.notify_all();
+}
+
+void Watchdog::run() {
+  int quiet = 0;
+  Lock lock(mutex_);
+  while (!leaving_) {
+    if (quiet >= kWatchLinger) {
+      asleep_.store(true, std::memory_order_relaxed);
+      while (!woken_ && !leaving_) changed_.wait(mutex_);
+      asleep_.store(false, std::memory_order_relaxed);
+      quiet = 0;
+    }
+    woken_ = false;
+    (void)changed_.wait_until(mutex_, Clock::now() + kWatchTick);
+    bool active = false;
+    for (Watched& watched : crews_) {
+      const std::uint64_t now = watched.crew->lead_state();
+      if (now == watched.last) {
+        if (Crew::is_serving(now)) {
+          active = true;
+          watched.crew->depose(now);
+        }
+        continue;
+      }
+      watched.last = now;
+      active = true;
+    }
+    quiet = active ? 0 : quiet + 1;
+  }
+}
+
+}  // namespace virtiofsd

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// The threads that serve one queue, all running the same loop: pop, serve,
+// push. One of them leads: it alone takes requests from the ring, and runs
+// each itself. The others are parked and cost nothing.
+//
+// The lead passes on only when a request blocks: before, when the operation
+// says that it is about to; or after the fact, when the watchdog finds the
+// leader in the same request for too long. A thread that lost the lead that
+// way finishes its request, publishes it, and parks.
+//
+// With one thread (pool size 0 or 1) nothing passes, except that waits for
+// locks always get a thread of their own: a waiting lock delays nobody.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "base/sync.h"
+#include "fuse/dispatcher.h"
+#include "sys/fd.h"
+#include "virtio/queue.h"
+
+namespace virtiofsd {
+
+class Watchdog;
+
+class Crew {
+ public:
+  struct Settings {
+    std::uint32_t index = 0;         // of the queue, for names and logs
+    std::uint32_t pool_size = 64;    // threads beside the leader that may be blocked; 0 and 1: none
+    std::uint32_t lock_waiters = 0;  // threads that may wait for locks, on top
+    std::chrono::microseconds poll{0};  // longest time to spin for the next request; 0: never
+  };
+
+  Crew(virtio::Queue& queue, fuse::Dispatcher& dispatcher, fuse::FileSystem& file_system,
+       Watchdog& watchdog, const Settings& settings);
+  ~Crew();
+  Crew(const Crew&) = delete;
+  Crew& operator=(const Crew&) = delete;
+
+  // The ring is ready: somebody leads from now on. Idempotent.
+  void start();
+  // Nobody takes requests any more when this returns; requests taken before
+  // are answered first (waits for locks end with EINTR). Idempotent.
+  void stop();
+  bool running() const { return running_; }
+
+  std::uint32_t threads() const;
+
+  // For the watchdog, any thread: what the leader is doing. The same value
+  // twice in a row, and `is_serving` of it, means stuck in one request.
+  std::uint64_t lead_state() const { return lead_.load(std::memory_order_relaxed); }
+  static bool is_serving(std::uint64_t state) { return (state & kPhaseMask) == kServing; }
+  // Takes the lead from a leader that is still in `state` and gives it to another thread.
+  void depose(std::uint64_t state);
+
+ private:
+  class Hand;  // a thread's own: scratch memory and its side of fuse::Scheduler
+  friend class Hand;
+
+  // lead_: a count of requests begun, and what the leader is doing.
+  static constexpr std::uint64_t kPhaseMask = 3;
+  static constexpr std::uint64_t kVacant = 0;   // nobody leads
+  static constexpr std::uint64_t kRing = 1;     // somebody leads and works on the ring or waits
+  static constexpr std::uint64_t kServing = 2;  // the leader runs a request; the lead can be taken
+  static constexpr std::uint64_t kStep = 4;
+
+  void thread_main();
+  void lead(Hand& hand);
+  bool wait_for_work();
+  bool poll_for_work();
+  bool pass_lead(std::uint64_t state);
+  bool can_add_thread_locked() const REQUIRES(mutex_);
+  void add_thread_locked() REQUIRES(mutex_);
+
+  virtio::Queue& queue_;
+  fuse::Dispatcher& dispatcher_;
+  fuse::FileSystem& file_system_;
+  Watchdog& watchdog_;
+  const Settings settings_;
+  UniqueFd epoll_;
+  UniqueFd stop_event_;
+
+  std::atomic<std::uint64_t> lead_{kVacant};
+  std::atomic<bool> stopping_{false};
+  bool running_ = false;  // session thread only
+
+  std::chrono::nanoseconds poll_window_{0};  // the leader's own
+
+  mutable Mutex mutex_;
+  Condition changed_;
+  std::vector<std::thread> threads_ GUARDED_BY(mutex_);
+  std::uint32_t idle_ GUARDED_BY(mutex_) = 0;
+  std::uint32_t waiting_for_locks_ GUARDED_BY(mutex_) = 0;
+  bool lead_wanted_ GUARDED_BY(mutex_) = false;  // an idle thread should lead
+  bool leaving_ GUARDED_BY(mutex_) = false;      // the crew is being destroyed
+};
+
+// Looks at every busy crew each half millisecond and deposes leaders that are
+// stuck. Sleeps, without any timer, while the device is idle.
+class Watchdog {
+ public:
+  Watchdog();
+  ~Watchdog();
+  void watch(Crew* crew);
+  void unwatch(Crew* crew);
+
+  // A leader has work again. One load while the watchdog is awake.
+  void note_activity() {
+    if (asleep_.load(std::memory_order_relaxed)) wake();
+  }
+
+ private:
+  void run();
+  void wake();
+
+  struct Watched {
+    Crew* crew;
+    std::uint64_t last = 0;
+  };
+
+  std::atomic<bool> asleep_{false};
+  Mutex mutex_;
+  Condition changed_;
+  std::vector<Watched> crews_ GUARDED_BY(mutex_);
+  bool leaving_ GUARDED_BY(mutex_) = false;
+  bool woken_ GUARDED_BY(mutex_) = false;
+  std::thread thread_;
+};
+
+}  // namespace virtiofsd

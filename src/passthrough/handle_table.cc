@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "passthrough/handle_table.h"
+
+#include <array>
+#include <atomic>
+#include <utility>
+
+#include "base/check.h"
+#include "state/records.h"
+#include "state/slab.h"
+
+namespace virtiofsd {
+namespace {
+
+using HandleSlab = Slab<HandleRecord, &HandleRecord::next_free>;
+
+constexpr std::uint32_t kChunk = 1024;
+
+constexpr std::uint32_t slot_of(HandleId id) {
+  return static_cast<std::uint32_t>(id.value);
+}
+constexpr std::uint32_t generation_of(HandleId id) {
+  return static_cast<std::uint32_t>(id.value >> 32);
+}
+
+}  // namespace
+
+struct HandleTable::State {
+  using Chunk = std::array<OpenState, kChunk>;
+
+  State(InodeStore& store, std::uint32_t wanted)
+      : inodes(store),
+        arena(store.arena()),
+        handles(arena->section(SectionKind::kHandles)),
+        limit(wanted),
+        chunks(handles.capacity() / kChunk + 1) {}
+
+  InodeStore& inodes;
+  std::shared_ptr<Arena> arena;
+  HandleSlab handles;
+  std::uint32_t limit;
+  // Private memory beside the records, in chunks that are made once and stay.
+  std::vector<std::atomic<Chunk*>> chunks;
+  Mutex growing;
+  std::vector<std::unique_ptr<Chunk>> owned GUARDED_BY(growing);
+
+  OpenState& open_state(std::uint32_t slot) {
+    std::atomic<Chunk*>& place = chunks[slot / kChunk];
+    Chunk* chunk = place.load(std::memory_order_acquire);
+    if (chunk == nullptr) {
+      Lock lock(growing);
+      chunk = place.load(std::memory_order_relaxed);
+      if (chunk == nullptr) {
+        owned.push_back(std::make_unique<Chunk>());
+        chunk = owned.back().get();
+        place.store(chunk, std::memory_order_release);
+      }
+    }
+    return (*chunk)[slot % kChunk];
+  }
+
+  void unpin(std::uint32_t slot) {
+    if (handles.unpin(slot)) finish(slot);
+  }
+
+  void finish(std::uint32_t slot) {
+    HandleRecord& record = handles.at(slot);
+    UniqueFd closes{std::exchange(record.fd, -1)};
+    InodeRef inode = std::move(open_state(slot).inode);
+    inodes.closed(inode);
+    handles.free(slot);
+  }
+
+  bool is(std::uint32_t slot, HandleKind kind) {
+    return handles.at(slot).kind == static_cast<std::uint32_t>(kind);
+  }
+};
+
+HandleRef::HandleRef(HandleRef&& other) noexcept
+    : table_(std::exchange(other.table_, nullptr)), slot_(other.slot_) {}
+
+HandleRef& HandleRef::operator=(HandleRef&& other) noexcept {
+  if (this != &other) {
+    drop();
+    table_ = std::exchange(other.table_, nullptr);
+    slot_ = other.slot_;
+  }
+  return *this;
+}
+
+HandleRef::~HandleRef() {
+  drop();
+}
+
+void HandleRef::drop() {
+  if (table_ != nullptr) std::exchange(table_, nullptr)->state_->unpin(slot_);
+}
+
+HandleId HandleRef::id() const {
+  return HandleId{(std::uint64_t{table_->state_->handles.generation(slot_)} << 32) | slot_};
+}
+FdRef HandleRef::fd() const {
+  return FdRef{table_->state_->handles.at(slot_).fd};
+}
+std::uint32_t HandleRef::open_flags() const {
+  return table_->state_->handles.at(slot_).open_flags;
+}
+NodeId HandleRef::node() const {
+  return NodeId{table_->state_->handles.at(slot_).node};
+}
+const InodeRef& HandleRef::inode() const {
+  return state().inode;
+}
+OpenState& HandleRef::state() const {
+  return table_->state_->open_state(slot_);
+}
+
+HandleTable::HandleTable(InodeStore& inodes, std::uint32_t limit)
+    : state_(std::make_unique<State>(inodes, limit)) {}
+
+HandleTable::~HandleTable() {
+  clear();
+}
+
+Result<HandleId> HandleTable::insert(HandleKind kind, InodeRef inode, UniqueFd fd,
+                                     std::uint32_t open_flags) {
+  State& state = *state_;
+  if (state.handles.live() >= state.limit) return Errno{ENFILE};
+  const std::uint32_t slot = TRY(state.handles.allocate());
+  HandleRecord& record = state.handles.at(slot);
+  record.node = inode.id().value;
+  record.fd = fd.release();
+  record.open_flags = open_flags;
+  record.kind = static_cast<std::uint32_t>(kind);
+  OpenState& open = state.open_state(slot);
+  state.inodes.opened(inode);
+  open.inode = std::move(inode);
+  {
+    Lock lock(open.directory_lock);
+    open.directory_offset = 0;
+  }
+  const HandleId id{(std::uint64_t{state.handles.generation(slot)} << 32) | slot};
+  state.handles.publish(slot, 0);
+  return id;
+}
+
+Result<HandleRef> HandleTable::find(HandleId id, HandleKind kind) {
+  if (!state_->handles.try_pin(slot_of(id), generation_of(id))) return Errno{EBADF};
+  HandleRef found{this, slot_of(id)};
+  if (!state_->is(slot_of(id), kind)) return Errno{EBADF};
+  return found;
+}
+
+Result<HandleRef> HandleTable::find(HandleId id, HandleKind kind, NodeId node) {
+  HandleRef found = TRY(find(id, kind));
+  if (found.node() != node) return Errno{EBADF};
+  return found;
+}
+
+Result<> HandleTable::release(HandleId id, HandleKind kind, NodeId node) {
+  const HandleRef found = TRY(find(id, kind, node));
+  // Two releases at once: the second finds it dying. Our pin goes last.
+  if (state_->handles.retire(slot_of(id), generation_of(id))) state_->finish(slot_of(id));
+  return {};
+}
+
+void HandleTable::clear() {
+  const std::uint32_t used = state_->handles.used();
+  for (std::uint32_t slot = 1; slot < used; ++slot) {
+    if (state_->handles.retire(slot, state_->handles.generation(slot))) state_->finish(slot);
+  }
+}
+
+std::uint32_t HandleTable::count() const {
+  return state_->handles.live();
+}
+
+}  // namespace virtiofsd

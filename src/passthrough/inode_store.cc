@@ -1,0 +1,957 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "passthrough/inode_store.h"
+
+#include <fcntl.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <optional>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/sync.h"
+#include "state/blobs.h"
+#include "state/records.h"
+#include "state/slab.h"
+#include "sys/files.h"
+
+namespace virtiofsd {
+namespace {
+
+using InodeSlab = Slab<InodeRecord, &InodeRecord::next_by_identity>;
+
+constexpr std::uint32_t kRootSlot = 1;
+constexpr std::size_t kShards = 64;
+constexpr std::size_t kStripes = 256;
+constexpr std::uint32_t kMaxHandleRecords = 1U << 20;
+constexpr std::size_t kMaxDepth = 1U << 16;  // of a walk from a cold inode up to a hot one
+constexpr std::uint32_t kDemotionBatch = 32;
+
+// A file this old can't share its inode number *and* birth time with a later
+// one: file systems stamp births from a clock that ticks at least every 10 ms.
+constexpr std::int64_t kSettledNs = 100'000'000;
+
+constexpr std::int64_t kNsPerSecond = 1'000'000'000;
+
+// File systems whose birth time is set once, by this host's clock, at the
+// moment the inode number is taken (linux/magic.h names, f_type of statfs).
+bool birth_identifies(long fs_type) {
+  switch (static_cast<unsigned long>(fs_type) & 0xffffffffUL) {
+    case 0xEF53:      // ext2, ext3, ext4
+    case 0x58465342:  // xfs
+    case 0x9123683E:  // btrfs
+    case 0x01021994:  // tmpfs
+    case 0xF2F52010:  // f2fs
+      return true;
+    default:
+      return false;
+  }
+}
+
+std::int64_t now_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
+  return now.tv_sec * kNsPerSecond + now.tv_nsec;
+}
+
+bool settled(std::int64_t birth) {
+  return birth != 0 && now_ns() - birth >= kSettledNs;
+}
+
+std::uint64_t mix(std::uint64_t x) {
+  x ^= x >> 32;
+  x *= 0xd6e8feb86659fd93U;
+  x ^= x >> 32;
+  x *= 0xd6e8feb86659fd93U;
+  x ^= x >> 32;
+  return x;
+}
+
+std::uint32_t hash_name(std::string_view name) {
+  std::uint64_t hash = name.size();
+  while (!name.empty()) {
+    std::uint64_t word = 0;
+    const std::size_t n = name.size() < sizeof word ? name.size() : sizeof word;
+    std::memcpy(&word, name.data(), n);
+    hash = mix(hash ^ word);
+    name.remove_prefix(n);
+  }
+  return static_cast<std::uint32_t>(hash) | 1U;  // 0 means no name
+}
+
+// The only place that says "..": where it leads is checked by the caller.
+Result<UniqueFd> open_parent(FdRef directory) {
+  UniqueFd fd{::openat(directory.number(), "..", O_PATH | O_DIRECTORY | O_CLOEXEC)};
+  if (!fd) return Errno::last();
+  return fd;
+}
+
+struct Identity {
+  std::uint64_t ino = 0;
+  std::int64_t birth = 0;
+  std::uint16_t mount = 0;
+
+  std::uint64_t hash() const { return mix(ino ^ mix(static_cast<std::uint64_t>(birth) + mount)); }
+};
+
+constexpr NodeId node_id(std::uint32_t slot, std::uint32_t generation) {
+  return NodeId{(std::uint64_t{generation} << 32) | slot};
+}
+constexpr std::uint32_t slot_of(NodeId id) {
+  return static_cast<std::uint32_t>(id.value);
+}
+constexpr std::uint32_t generation_of(NodeId id) {
+  return static_cast<std::uint32_t>(id.value >> 32);
+}
+
+// A mount as statx names it; the root's has index 0.
+struct MountKey {
+  std::uint64_t device = 0;
+  std::uint64_t id = 0;
+  friend bool operator==(const MountKey&, const MountKey&) = default;
+};
+struct MountKeyHash {
+  std::size_t operator()(const MountKey& key) const { return mix(key.device ^ mix(key.id)); }
+};
+struct Mount {
+  std::uint16_t index = 0;
+  bool by_birth = false;
+};
+
+MountKey mount_key(const struct statx& stx) {
+  return {gnu_dev_makedev(stx.stx_dev_major, stx.stx_dev_minor),
+          (stx.stx_mask & STATX_MNT_ID) != 0 ? stx.stx_mnt_id : 0};
+}
+
+std::int64_t birth_of(const struct statx& stx) {
+  if ((stx.stx_mask & STATX_BTIME) == 0) return 0;
+  return stx.stx_btime.tv_sec * kNsPerSecond + stx.stx_btime.tv_nsec;
+}
+
+struct KnownName {
+  std::array<char, Blobs::kMaxBytes + 1> text;
+  std::size_t size = 0;
+  NodeId parent;
+
+  Result<Name> name() const { return Name::parse({text.data(), size}); }
+};
+
+}  // namespace
+
+struct InodeStore::State {
+  struct Shard {
+    Mutex mutex;
+    std::vector<std::uint32_t> buckets GUARDED_BY(mutex) = std::vector<std::uint32_t>(16);
+    std::uint32_t count GUARDED_BY(mutex) = 0;
+  };
+
+  State(UniqueFd root_fd, Settings wanted)
+      : settings(std::move(wanted)),
+        arena(settings.arena),
+        inodes(arena->section(SectionKind::kInodes)),
+        blobs(arena->section(SectionKind::kBlobs)),
+        root(std::move(root_fd)) {}
+
+  Settings settings;
+  std::shared_ptr<Arena> arena;
+  InodeSlab inodes;
+  Blobs blobs;
+  UniqueFd root;
+  UniqueFd mount_for_handles;  // O_RDONLY on the root's mount, when file handles are used
+  MountKey root_mount;
+  bool root_by_birth = false;
+
+  std::array<Shard, kShards> shards;
+  // Guard a record's last known name and its turning hot or cold; by slot.
+  std::array<Mutex, kStripes> stripes;
+  Mutex mounts_mutex;
+  std::unordered_map<MountKey, Mount, MountKeyHash> mounts GUARDED_BY(mounts_mutex);
+
+  std::atomic<std::uint32_t> hot = 0;
+  std::atomic<std::uint32_t> hand = 0;
+
+  Shard& shard(std::uint64_t hash) { return shards[hash >> 58]; }
+  Mutex& stripe(std::uint32_t slot) { return stripes[slot % kStripes]; }
+  InodeRecord& at(std::uint32_t slot) { return inodes.at(slot); }
+  NodeId id_of(std::uint32_t slot) {
+    return slot == kRootSlot ? NodeId{1} : node_id(slot, inodes.generation(slot));
+  }
+
+  // ---- mounts -------------------------------------------------------------
+
+  std::optional<Mount> known_mount(const MountKey& key) {
+    if (key == root_mount) return Mount{0, root_by_birth};
+    Lock lock(mounts_mutex);
+    const auto found = mounts.find(key);
+    if (found == mounts.end()) return std::nullopt;
+    return found->second;
+  }
+
+  // ENFILE past 65535 mounts.
+  Result<Mount> learn_mount(const MountKey& key, FdRef on_it) {
+    struct statfs fs {};
+    if (::fstatfs(on_it.number(), &fs) != 0) return Errno::last();
+    Lock lock(mounts_mutex);
+    const auto found = mounts.find(key);
+    if (found != mounts.end()) return found->second;
+    if (mounts.size() >= 0xffff) return Errno{ENFILE};
+    const Mount mount{static_cast<std::uint16_t>(mounts.size() + 1), birth_identifies(fs.f_type)};
+    mounts.emplace(key, mount);
+    return mount;
+  }
+
+  static Identity identity(const struct statx& stx, const Mount& mount) {
+    return {stx.stx_ino, mount.by_birth ? birth_of(stx) : 0, mount.index};
+  }
+
+  // ESTALE when `stx` describes another file than the record.
+  Result<> verify(const InodeRecord& record, const struct statx& stx) {
+    const auto mount = known_mount(mount_key(stx));
+    if (!mount) return Errno{ESTALE};
+    const Identity now = identity(stx, *mount);
+    if (now.ino != record.ino || now.birth != record.birth || now.mount != record.mount) {
+      return Errno{ESTALE};
+    }
+    return {};
+  }
+
+  // ---- pins ---------------------------------------------------------------
+
+  bool try_pin(NodeId id) {
+    // The root's id is fixed by the protocol (FUSE_ROOT_ID), whatever its generation.
+    if (id.value == kRootSlot) {
+      inodes.add_pin(kRootSlot);
+      return true;
+    }
+    return inodes.try_pin(slot_of(id), generation_of(id));
+  }
+
+  void unpin(std::uint32_t slot) {
+    if (inodes.unpin(slot)) finish(slot);
+  }
+
+  // The last one out: nobody can reach the record any more.
+  void finish(std::uint32_t slot) {
+    InodeRecord& record = at(slot);
+    const std::int32_t number = record.fd.exchange(-1, std::memory_order_relaxed);
+    if (number >= 0) {
+      hot.fetch_sub(1, std::memory_order_relaxed);
+      UniqueFd closes{number};
+    } else {
+      count_cold(NodeId{record.parent.load(std::memory_order_relaxed)}, -1);
+    }
+    blobs.remove(record.name.exchange(0, std::memory_order_relaxed));
+    blobs.remove(record.handle.exchange(0, std::memory_order_relaxed));
+    inodes.free(slot);
+  }
+
+  // `cold_children` only ever over-counts: raised before a record turns cold,
+  // lowered after it turned hot.
+  void count_cold(NodeId parent, int change) {
+    if (parent.value == 0 || !try_pin(parent)) return;
+    const std::uint32_t slot = slot_of(parent);
+    at(slot).cold_children.fetch_add(static_cast<std::uint32_t>(change), std::memory_order_relaxed);
+    unpin(slot);
+  }
+
+  // ---- index by identity ----------------------------------------------------
+
+  // Finds and pins; adds `lookups` to what the guest owes.
+  std::optional<std::uint32_t> find(const Identity& identity, std::uint64_t lookups) {
+    const std::uint64_t hash = identity.hash();
+    Shard& of = shard(hash);
+    Lock lock(of.mutex);
+    const std::uint32_t slot = find_locked(of, identity, hash);
+    if (slot == 0) return std::nullopt;
+    // Live while in the index: retiring takes this lock too.
+    inodes.add_pin(slot);
+    at(slot).lookups.fetch_add(lookups, std::memory_order_relaxed);
+    return slot;
+  }
+
+  std::uint32_t find_locked(Shard& of, const Identity& identity, std::uint64_t hash)
+      REQUIRES(of.mutex) {
+    std::uint32_t slot = of.buckets[hash & (of.buckets.size() - 1)];
+    while (slot != 0) {
+      const InodeRecord& record = at(slot);
+      if (record.ino == identity.ino && record.birth == identity.birth &&
+          record.mount == identity.mount) {
+        return slot;
+      }
+      slot = record.next_by_identity;
+    }
+    return 0;
+  }
+
+  void link_locked(Shard& of, std::uint32_t slot, std::uint64_t hash) REQUIRES(of.mutex) {
+    if (of.count >= of.buckets.size()) grow_locked(of);
+    std::uint32_t& bucket = of.buckets[hash & (of.buckets.size() - 1)];
+    at(slot).next_by_identity = bucket;
+    bucket = slot;
+    ++of.count;
+  }
+
+  void grow_locked(Shard& of) REQUIRES(of.mutex) {
+    std::vector<std::uint32_t> larger(of.buckets.size() * 2);
+    for (std::uint32_t slot : of.buckets) {
+      while (slot != 0) {
+        InodeRecord& record = at(slot);
+        const std::uint32_t next = record.next_by_identity;
+        const std::uint64_t hash = Identity{record.ino, record.birth, record.mount}.hash();
+        std::uint32_t& bucket = larger[hash & (larger.size() - 1)];
+        record.next_by_identity = bucket;
+        bucket = slot;
+        slot = next;
+      }
+    }
+    of.buckets = std::move(larger);
+  }
+
+  void unlink_locked(Shard& of, std::uint32_t slot, std::uint64_t hash) REQUIRES(of.mutex) {
+    std::uint32_t* link = &of.buckets[hash & (of.buckets.size() - 1)];
+    while (*link != slot) {
+      CHECK(*link != 0);
+      link = &at(*link).next_by_identity;
+    }
+    *link = at(slot).next_by_identity;
+    --of.count;
+  }
+
+  // A record for this identity, pinned, with one more lookup: the one that is
+  // there already, or a new one that takes `fd` (none: cold).
+  Result<std::uint32_t> find_or_insert(const Identity& identity, const struct statx& stx,
+                                       NodeId parent, std::optional<Name> name, UniqueFd fd,
+                                       bool submount) {
+    std::uint32_t reference = 0;
+    if (name) reference = TRY(blobs.add(std::as_bytes(std::span{name->view()})));
+    const bool cold = !fd;
+    if (cold) count_cold(parent, 1);
+
+    const std::uint64_t hash = identity.hash();
+    Result<std::uint32_t> outcome = [&]() -> Result<std::uint32_t> {
+      Shard& of = shard(hash);
+      Lock lock(of.mutex);
+      const std::uint32_t known = find_locked(of, identity, hash);
+      if (known != 0) {
+        inodes.add_pin(known);
+        at(known).lookups.fetch_add(1, std::memory_order_relaxed);
+        return known;
+      }
+      if (inodes.live() >= settings.max_inodes) return Errno{ENFILE};
+      const std::uint32_t slot = TRY(inodes.allocate());
+      InodeRecord& record = at(slot);
+      record.ino = identity.ino;
+      record.birth = identity.birth;
+      record.mount = identity.mount;
+      record.type = static_cast<std::uint8_t>((stx.stx_mode & S_IFMT) >> 12);
+      record.submount = submount ? 1 : 0;
+      record.lookups.store(1, std::memory_order_relaxed);
+      record.parent.store(name ? parent.value : 0, std::memory_order_relaxed);
+      record.name.store(std::exchange(reference, 0), std::memory_order_relaxed);
+      record.name_hash.store(name ? hash_name(name->view()) : 0, std::memory_order_relaxed);
+      record.handle.store(0, std::memory_order_relaxed);
+      record.opens.store(0, std::memory_order_relaxed);
+      record.cold_children.store(0, std::memory_order_relaxed);
+      record.touched.store(1, std::memory_order_relaxed);
+      if (fd) hot.fetch_add(1, std::memory_order_relaxed);
+      record.fd.store(fd.release(), std::memory_order_relaxed);
+      link_locked(of, slot, hash);
+      inodes.publish(slot, 1);
+      return slot;
+    }();
+    // A reference still ours was not used: somebody else's record was there first.
+    const bool used = outcome && reference == 0 && name;
+    if (reference != 0) blobs.remove(reference);
+    if (cold && !used) count_cold(parent, -1);
+    return outcome;
+  }
+
+  // ---- names ----------------------------------------------------------------
+
+  std::optional<KnownName> known_name(std::uint32_t slot) {
+    KnownName known;
+    Lock lock(stripe(slot));
+    const std::uint32_t reference = at(slot).name.load(std::memory_order_relaxed);
+    if (reference == 0) return std::nullopt;
+    known.size = blobs.copy(reference, std::as_writable_bytes(std::span{known.text}));
+    known.parent = NodeId{at(slot).parent.load(std::memory_order_relaxed)};
+    return known;
+  }
+
+  // The node was just seen under this name. Cheap when that is what we knew.
+  void note_name(std::uint32_t slot, NodeId parent, Name name) {
+    InodeRecord& record = at(slot);
+    const std::uint32_t hash = hash_name(name.view());
+    if (record.parent.load(std::memory_order_relaxed) == parent.value &&
+        record.name_hash.load(std::memory_order_relaxed) == hash) {
+      return;
+    }
+    if (slot == kRootSlot) return;
+    auto added = blobs.add(std::as_bytes(std::span{name.view()}));
+    if (!added) return;  // the old name stays: the worst that follows is ESTALE
+    count_cold(parent, 1);
+    NodeId before;
+    bool cold = false;
+    std::uint32_t old = 0;
+    {
+      Lock lock(stripe(slot));
+      old = record.name.exchange(*added, std::memory_order_relaxed);
+      before = NodeId{record.parent.exchange(parent.value, std::memory_order_relaxed)};
+      record.name_hash.store(hash, std::memory_order_relaxed);
+      cold = record.fd.load(std::memory_order_relaxed) < 0;
+    }
+    blobs.remove(old);
+    count_cold(cold ? before : parent, -1);
+  }
+
+  // ---- hot and cold -----------------------------------------------------------
+
+  // ENFILE and EMFILE mean that we hold too much: let cold ones go and try again.
+  template <typename Open>
+  Result<UniqueFd> with_room(Open open) {
+    for (int tries = 0;; ++tries) {
+      Result<UniqueFd> fd = open();
+      if (fd || (fd.error() != Errno{EMFILE} && fd.error() != Errno{ENFILE}) || tries == 30)
+        return fd;
+      if (demote_some() == 0) {
+        // Everything is in use or too young to let go: youth passes.
+        const timespec tick{0, kSettledNs / 10};
+        ::nanosleep(&tick, nullptr);
+      }
+    }
+  }
+
+  void keep_budget() {
+    if (hot.load(std::memory_order_relaxed) > settings.descriptor_budget) demote_some();
+  }
+
+  std::uint32_t demote_some() {
+    const std::uint32_t used = inodes.used();
+    std::uint32_t demoted = 0;
+    // Two rounds at most: the first may only clear the touched marks.
+    const std::uint32_t steps = std::min<std::uint32_t>(used * 2, 4096);
+    for (std::uint32_t step = 0; step < steps && demoted < kDemotionBatch; ++step) {
+      const std::uint32_t slot = hand.fetch_add(1, std::memory_order_relaxed) % used;
+      if (slot <= kRootSlot) continue;
+      InodeRecord& record = at(slot);
+      if (inodes.state(slot) != SlotState::kLive) continue;
+      if (record.fd.load(std::memory_order_relaxed) < 0) continue;
+      if (record.opens.load(std::memory_order_relaxed) != 0) continue;
+      if (record.touched.exchange(0, std::memory_order_relaxed) != 0) continue;
+      if (demote(slot)) ++demoted;
+    }
+    return demoted;
+  }
+
+  bool demote(std::uint32_t slot) {
+    InodeRecord& record = at(slot);
+    const NodeId id = id_of(slot);
+    if (!try_pin(id)) return false;
+    const bool can_return = prove_return(slot);
+    const NodeId parent{record.parent.load(std::memory_order_relaxed)};
+    count_cold(parent, 1);
+    // Between here and set_aside somebody may pin it: then it stays hot.
+    unpin(slot);
+    UniqueFd closes;
+    if (can_return && inodes.generation(slot) == generation_of(id) && inodes.set_aside(slot)) {
+      if (record.opens.load(std::memory_order_relaxed) == 0 &&
+          inodes.generation(slot) == generation_of(id) &&
+          record.parent.load(std::memory_order_relaxed) == parent.value) {
+        closes = UniqueFd{record.fd.exchange(-1, std::memory_order_acq_rel)};
+      }
+      inodes.put_back(slot);
+    }
+    if (!closes) {
+      count_cold(parent, -1);
+      return false;
+    }
+    hot.fetch_sub(1, std::memory_order_relaxed);
+    return true;
+  }
+
+  // Whether a pinned, hot record can be found again without its descriptor:
+  // by a file handle, or by its name now and an identity that lasts.
+  bool prove_return(std::uint32_t slot) {
+    InodeRecord& record = at(slot);
+    const FdRef fd{record.fd.load(std::memory_order_acquire)};
+    if (!fd.valid()) return false;
+    if (record.handle.load(std::memory_order_relaxed) != 0 || remember_handle(slot, fd))
+      return true;
+    if (!settled(record.birth)) return false;
+    struct statx stx {};
+    return static_cast<bool>(stat_by_name(slot, kMinimalMask, &stx));
+  }
+
+  static constexpr unsigned kMinimalMask = STATX_TYPE | STATX_INO | STATX_BTIME | STATX_MNT_ID;
+
+  // A cold record's attributes by its name, verified to be the same file.
+  Result<> stat_by_name(std::uint32_t slot, unsigned mask, struct statx* out) {
+    const auto known = known_name(slot);
+    if (!known || !try_pin(known->parent)) return Errno{ESTALE};
+    const Pinned parent{*this, slot_of(known->parent)};
+    const FdRef directory = TRY(path_fd(slot_of(known->parent)));
+    const Name name = TRY(known->name());
+    auto got = sys::statx(directory, name, AT_NO_AUTOMOUNT, mask | kMinimalMask, out);
+    if (!got) return gone_to_stale(got.error());
+    return verify(at(slot), *out);
+  }
+
+  // A name that is no longer there means that our way to the file is stale.
+  static Errno gone_to_stale(Errno error) {
+    if (error == Errno{ENOENT} || error == Errno{ENOTDIR} || error == Errno{ELOOP}) {
+      return Errno{ESTALE};
+    }
+    return error;
+  }
+
+  struct Pinned {
+    State& state;
+    std::uint32_t slot;
+    ~Pinned() { state.unpin(slot); }
+  };
+
+  // The O_PATH descriptor of a pinned record, opened now if need be. Ancestors
+  // that are cold are opened first, from the top: a loop, since the guest
+  // decides how deep its trees are.
+  Result<FdRef> path_fd(std::uint32_t slot) {
+    const std::int32_t number = at(slot).fd.load(std::memory_order_acquire);
+    if (number >= 0) [[likely]] {
+      std::atomic<std::uint8_t>& touched = at(slot).touched;
+      if (touched.load(std::memory_order_relaxed) == 0) touched.store(1, std::memory_order_relaxed);
+      return FdRef{number};
+    }
+    return warm_up(slot);
+  }
+
+  Result<FdRef> warm_up(std::uint32_t slot) {
+    std::vector<std::uint32_t> chain;  // pinned, but for the first, by us
+    const auto release = [&] {
+      for (std::size_t i = 1; i < chain.size(); ++i) unpin(chain[i]);
+    };
+    chain.push_back(slot);
+    while (at(chain.back()).fd.load(std::memory_order_acquire) < 0 &&
+           at(chain.back()).handle.load(std::memory_order_relaxed) == 0) {
+      const NodeId parent{at(chain.back()).parent.load(std::memory_order_relaxed)};
+      if (parent.value == 0 || chain.size() > kMaxDepth || !try_pin(parent)) {
+        release();
+        return Errno{ESTALE};
+      }
+      chain.push_back(slot_of(parent));
+    }
+    Result<FdRef> fd = Errno{ESTALE};
+    for (std::size_t i = chain.size(); i-- > 0;) {
+      fd = open_cold(chain[i]);
+      if (!fd) break;
+    }
+    release();
+    keep_budget();
+    return fd;
+  }
+
+  Result<FdRef> open_cold(std::uint32_t slot) {
+    InodeRecord& record = at(slot);
+    const std::int32_t number = record.fd.load(std::memory_order_acquire);
+    if (number >= 0) return FdRef{number};
+    UniqueFd fd = TRY(reach(slot));
+    NodeId parent;
+    {
+      Lock lock(stripe(slot));
+      std::int32_t expected = -1;
+      if (!record.fd.compare_exchange_strong(expected, fd.number(), std::memory_order_acq_rel)) {
+        return FdRef{expected};  // another thread was first; ours closes
+      }
+      parent = NodeId{record.parent.load(std::memory_order_relaxed)};
+    }
+    hot.fetch_add(1, std::memory_order_relaxed);
+    record.touched.store(1, std::memory_order_relaxed);
+    count_cold(parent, -1);
+    return FdRef{fd.release()};
+  }
+
+  // A descriptor of a cold record, by handle or by name, verified.
+  Result<UniqueFd> reach(std::uint32_t slot) {
+    const auto handle = stored_handle(slot);
+    if (handle) {
+      auto fd = with_room(
+          [&] { return sys::open_by_handle_at(mount_for_handles, *handle, O_PATH | O_NOFOLLOW); });
+      if (fd) return fd;
+    }
+    const auto known = known_name(slot);
+    if (!known || !try_pin(known->parent)) return Errno{ESTALE};
+    const Pinned parent{*this, slot_of(known->parent)};
+    // Hot already (warm_up goes from the top), or the handle of the parent leads there.
+    const FdRef directory = TRY(path_fd(slot_of(known->parent)));
+    const Name name = TRY(known->name());
+    auto fd = with_room([&] { return sys::open_path(directory, name); });
+    if (!fd) return gone_to_stale(fd.error());
+    struct statx stx {};
+    TRY(sys::statx(*fd, kMinimalMask, &stx));
+    TRY(verify(at(slot), stx));
+    return fd;
+  }
+
+  // ---- file handles -------------------------------------------------------------
+
+  // Blob: type (4 bytes), then the handle's bytes.
+  bool remember_handle(std::uint32_t slot, FdRef fd) {
+    if (!settings.use_file_handles || at(slot).mount != 0) return false;
+    auto handle = sys::name_to_handle_at(fd);
+    if (!handle || handle->size + sizeof handle->type > Blobs::kMaxBytes) return false;
+    std::array<std::byte, Blobs::kMaxBytes> packed;
+    std::memcpy(packed.data(), &handle->type, sizeof handle->type);
+    std::memcpy(packed.data() + sizeof handle->type, handle->bytes.data(), handle->size);
+    auto reference = blobs.add(std::span{packed}.first(sizeof handle->type + handle->size));
+    if (!reference) return false;
+    std::uint32_t none = 0;
+    if (!at(slot).handle.compare_exchange_strong(none, *reference, std::memory_order_acq_rel)) {
+      blobs.remove(*reference);
+    }
+    return true;
+  }
+
+  std::optional<sys::FileHandle> stored_handle(std::uint32_t slot) {
+    // Once set, a handle stays as long as the record.
+    const std::uint32_t reference = at(slot).handle.load(std::memory_order_acquire);
+    if (reference == 0) return std::nullopt;
+    std::array<std::byte, Blobs::kMaxBytes + 1> packed;
+    const std::size_t size = blobs.copy(reference, packed);
+    sys::FileHandle handle;
+    std::memcpy(&handle.type, packed.data(), sizeof handle.type);
+    handle.size = static_cast<std::uint32_t>(size - sizeof handle.type);
+    std::memcpy(handle.bytes.data(), packed.data() + sizeof handle.type, handle.size);
+    return handle;
+  }
+
+  // Takes lookups back under the index lock; at zero the record leaves the index.
+  void forget(std::uint32_t slot, std::uint32_t generation, std::uint64_t count) {
+    InodeRecord& record = at(slot);
+    const std::uint64_t hash = Identity{record.ino, record.birth, record.mount}.hash();
+    bool ours = false;
+    {
+      Shard& of = shard(hash);
+      Lock lock(of.mutex);
+      if (inodes.generation(slot) != generation) return;
+      const SlotState now = inodes.state(slot);
+      if (now != SlotState::kLive && now != SlotState::kBusy) return;
+      const std::uint64_t owed = record.lookups.load(std::memory_order_relaxed);
+      record.lookups.store(owed > count ? owed - count : 0, std::memory_order_relaxed);
+      if (owed > count) return;
+      unlink_locked(of, slot, hash);
+      ours = inodes.retire(slot, generation);
+    }
+    if (ours) finish(slot);
+  }
+};
+
+// ---- InodeRef -----------------------------------------------------------------
+
+InodeRef::InodeRef(InodeRef&& other) noexcept
+    : store_(std::exchange(other.store_, nullptr)), slot_(other.slot_) {}
+
+InodeRef& InodeRef::operator=(InodeRef&& other) noexcept {
+  if (this != &other) {
+    drop();
+    store_ = std::exchange(other.store_, nullptr);
+    slot_ = other.slot_;
+  }
+  return *this;
+}
+
+InodeRef::~InodeRef() {
+  drop();
+}
+
+void InodeRef::drop() {
+  if (store_ != nullptr) std::exchange(store_, nullptr)->state_->unpin(slot_);
+}
+
+NodeId InodeRef::id() const {
+  return store_->state_->id_of(slot_);
+}
+
+std::uint32_t InodeRef::type() const {
+  return static_cast<std::uint32_t>(store_->state_->at(slot_).type) << 12;
+}
+
+bool InodeRef::is_submount() const {
+  return store_->state_->at(slot_).submount != 0;
+}
+
+// ---- InodeStore -----------------------------------------------------------------
+
+Result<std::shared_ptr<Arena>> InodeStore::make_arena(std::uint32_t max_inodes) {
+  const std::uint64_t inodes = std::uint64_t{max_inodes} + 2;
+  const std::array<SectionPlan, 3> plan = {
+      SectionPlan{SectionKind::kInodes, sizeof(InodeRecord), inodes},
+      SectionPlan{SectionKind::kHandles, sizeof(HandleRecord), kMaxHandleRecords},
+      // A name and, for some, a handle: two to three units each on average.
+      SectionPlan{SectionKind::kBlobs, Blobs::kUnit, inodes * 4},
+  };
+  return Arena::create(plan);
+}
+
+InodeStore::InodeStore(std::unique_ptr<State> state) : state_(std::move(state)) {}
+InodeStore::~InodeStore() {
+  clear();
+  // The root's descriptor is owned by State::root.
+  state_->at(kRootSlot).fd.store(-1, std::memory_order_relaxed);
+}
+
+Result<std::unique_ptr<InodeStore>> InodeStore::create(UniqueFd root, Settings settings) {
+  if (!settings.arena) settings.arena = TRY(make_arena(settings.max_inodes));
+  struct statx stx {};
+  TRY(sys::statx(root, sys::kStatxMask, &stx));
+  if (!S_ISDIR(stx.stx_mode)) return Errno{ENOTDIR};
+  struct statfs fs {};
+  if (::fstatfs(root.number(), &fs) != 0) return Errno::last();
+
+  auto state = std::make_unique<State>(std::move(root), std::move(settings));
+  state->root_mount = mount_key(stx);
+  state->root_by_birth = birth_identifies(fs.f_type);
+  if (state->settings.use_file_handles) {
+    // Both ends of the way are tried once, so that a file system without
+    // handles or a process without the privilege is known from the start.
+    auto mount = sys::reopen(state->root, O_RDONLY | O_DIRECTORY);
+    auto handle = sys::name_to_handle_at(state->root);
+    if (mount && handle && sys::open_by_handle_at(*mount, *handle, O_PATH)) {
+      state->mount_for_handles = std::move(*mount);
+    } else {
+      state->settings.use_file_handles = false;
+    }
+  }
+
+  const std::uint32_t slot = TRY(state->inodes.allocate());
+  CHECK(slot == kRootSlot);
+  InodeRecord& record = state->at(slot);
+  const Identity identity = State::identity(stx, Mount{0, state->root_by_birth});
+  record.ino = identity.ino;
+  record.birth = identity.birth;
+  record.mount = 0;
+  record.type = S_IFDIR >> 12;
+  record.lookups.store(1, std::memory_order_relaxed);
+  record.fd.store(state->root.number(), std::memory_order_relaxed);
+  record.touched.store(1, std::memory_order_relaxed);
+  {
+    State::Shard& of = state->shard(identity.hash());
+    Lock lock(of.mutex);
+    state->link_locked(of, slot, identity.hash());
+  }
+  // One pin forever: the root is never demoted and never goes.
+  state->inodes.publish(slot, 1);
+  return std::unique_ptr<InodeStore>(new InodeStore(std::move(state)));
+}
+
+Result<InodeRef> InodeStore::pin(NodeId id) {
+  if (!state_->try_pin(id)) return Errno{ESTALE};
+  return InodeRef{this, slot_of(id)};
+}
+
+Result<FdRef> InodeStore::fd(const InodeRef& inode) {
+  return state_->path_fd(inode.slot_);
+}
+
+Result<UniqueFd> InodeStore::open(const InodeRef& inode, int flags) {
+  State& state = *state_;
+  if (state.settings.use_file_handles && state.at(inode.slot_).mount == 0) {
+    if (state.at(inode.slot_).handle.load(std::memory_order_relaxed) == 0) {
+      const FdRef path = TRY(state.path_fd(inode.slot_));
+      state.remember_handle(inode.slot_, path);
+    }
+    const auto handle = state.stored_handle(inode.slot_);
+    if (handle) {
+      auto fd = state.with_room(
+          [&] { return sys::open_by_handle_at(state.mount_for_handles, *handle, flags); });
+      // A handle can go stale where the descriptor we hold does not; then it decides.
+      if (fd || fd.error() != Errno{ESTALE}) return fd;
+    }
+  }
+  const FdRef path = TRY(state.path_fd(inode.slot_));
+  return state.with_room([&] { return sys::reopen(path, flags); });
+}
+
+Result<> InodeStore::stat(const InodeRef& inode, unsigned mask, struct statx* out) {
+  const std::int32_t number = state_->at(inode.slot_).fd.load(std::memory_order_acquire);
+  if (number >= 0) return sys::statx(FdRef{number}, mask, out);
+  if (state_->at(inode.slot_).handle.load(std::memory_order_relaxed) == 0) {
+    auto by_name = state_->stat_by_name(inode.slot_, mask, out);
+    if (by_name || by_name.error() != Errno{ESTALE}) return by_name;
+  }
+  return sys::statx(TRY(state_->path_fd(inode.slot_)), mask, out);
+}
+
+Result<InodeRef> InodeStore::lookup(const InodeRef& directory, Name name, int flags,
+                                    struct statx* out) {
+  State& state = *state_;
+  const FdRef in = TRY(state.path_fd(directory.slot_));
+  TRY(sys::statx(in, name, flags, sys::kStatxMask, out));
+  const NodeId parent = directory.id();
+
+  std::optional<Mount> mount = state.known_mount(mount_key(*out));
+  if (mount) {
+    const Identity identity = State::identity(*out, *mount);
+    const auto known = state.find(identity, 1);
+    if (known) {
+      InodeRef found{this, *known};
+      state.note_name(*known, parent, name);
+      return found;
+    }
+  }
+
+  UniqueFd fd;
+  if (!mount || !mount->by_birth || !settled(birth_of(*out))) {
+    fd = TRY(state.with_room([&] { return sys::open_path(in, name); }));
+    // What the descriptor says counts: the name may mean another file by now.
+    TRY(sys::statx(fd, sys::kStatxMask, out));
+    mount = state.known_mount(mount_key(*out));
+    if (!mount) mount = TRY(state.learn_mount(mount_key(*out), fd));
+  }
+  const bool submount = mount->index != state.at(directory.slot_).mount;
+  const std::uint32_t slot = TRY(state.find_or_insert(State::identity(*out, *mount), *out, parent,
+                                                      name, std::move(fd), submount));
+  InodeRef found{this, slot};
+  state.note_name(slot, parent, name);
+  state.keep_budget();
+  return found;
+}
+
+Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name> name, FdRef fd,
+                                   struct statx* out) {
+  State& state = *state_;
+  TRY(sys::statx(fd, sys::kStatxMask, out));
+  std::optional<Mount> mount = state.known_mount(mount_key(*out));
+  if (!mount) mount = TRY(state.learn_mount(mount_key(*out), fd));
+  const Identity identity = State::identity(*out, *mount);
+  const NodeId parent = directory.id();
+  if (const auto known = state.find(identity, 1)) {
+    InodeRef found{this, *known};
+    if (name) state.note_name(*known, parent, *name);
+    return found;
+  }
+  UniqueFd path;
+  if (!name || !mount->by_birth || !settled(birth_of(*out))) {
+    path = TRY(state.with_room([&] { return sys::reopen(fd, O_PATH); }));
+  }
+  const bool submount = mount->index != state.at(directory.slot_).mount;
+  const std::uint32_t slot =
+      TRY(state.find_or_insert(identity, *out, parent, name, std::move(path), submount));
+  InodeRef found{this, slot};
+  state.keep_budget();
+  return found;
+}
+
+void InodeStore::add_lookup(const InodeRef& inode) {
+  state_->at(inode.slot_).lookups.fetch_add(1, std::memory_order_relaxed);
+}
+
+Result<InodeRef> InodeStore::parent(const InodeRef& inode, struct statx* out) {
+  State& state = *state_;
+  if (inode.slot_ == kRootSlot) {
+    TRY(stat(inode, sys::kStatxMask, out));
+    add_lookup(inode);
+    return pin(root());
+  }
+  if (!inode.is_directory()) return Errno{ENOTDIR};
+  const FdRef start = TRY(state.path_fd(inode.slot_));
+  UniqueFd above = TRY(open_parent(start));
+  // A directory that was moved out of the share must not lead out of it: the
+  // way up has to meet the root.
+  UniqueFd step = TRY(open_parent(start));
+  struct statx before {};
+  TRY(sys::statx(start, sys::kStatxMask, &before));
+  for (std::size_t depth = 0;; ++depth) {
+    struct statx stx {};
+    TRY(sys::statx(step, sys::kStatxMask, &stx));
+    if (state.verify(state.at(kRootSlot), stx)) break;
+    const bool top = stx.stx_ino == before.stx_ino && mount_key(stx) == mount_key(before);
+    if (top || depth == kMaxDepth) return Errno{ESTALE};
+    before = stx;
+    step = TRY(open_parent(step));
+  }
+  return adopt(inode, std::nullopt, above, out);
+}
+
+void InodeStore::forget(NodeId id, std::uint64_t count) {
+  // Pinned so that its identity can be read; the root is never forgotten.
+  if (id == root() || !state_->try_pin(id)) return;
+  state_->forget(slot_of(id), generation_of(id), count);
+  state_->unpin(slot_of(id));
+}
+
+void InodeStore::before_removal(const InodeRef& directory, Name name) {
+  State& state = *state_;
+  if (state.at(directory.slot_).cold_children.load(std::memory_order_relaxed) == 0) return;
+  const auto in = state.path_fd(directory.slot_);
+  if (!in) return;
+  struct statx stx {};
+  if (!sys::statx(*in, name, AT_NO_AUTOMOUNT, State::kMinimalMask, &stx)) return;
+  const auto mount = state.known_mount(mount_key(stx));
+  if (!mount) return;
+  const auto known = state.find(State::identity(stx, *mount), 0);
+  if (!known) return;
+  const InodeRef pinned{this, *known};
+  state.note_name(*known, directory.id(), name);
+  // Best effort: a share that changes underneath may have taken it away already.
+  if (!state.path_fd(*known)) log::debug("a name went away before its inode was opened");
+}
+
+void InodeStore::after_rename(const InodeRef& from_directory, Name from,
+                              const InodeRef& to_directory, Name to, bool exchange) {
+  State& state = *state_;
+  const auto follow = [&](const InodeRef& directory, Name name) {
+    const auto in = state.path_fd(directory.slot_);
+    if (!in) return;
+    struct statx stx {};
+    if (!sys::statx(*in, name, AT_NO_AUTOMOUNT, State::kMinimalMask, &stx)) return;
+    const auto mount = state.known_mount(mount_key(stx));
+    if (!mount) return;
+    const auto known = state.find(State::identity(stx, *mount), 0);
+    if (!known) return;
+    const InodeRef pinned{this, *known};
+    state.note_name(*known, directory.id(), name);
+  };
+  const auto cold_in = [&](const InodeRef& directory) {
+    return state.at(directory.slot_).cold_children.load(std::memory_order_relaxed) != 0;
+  };
+  if (cold_in(from_directory) || (exchange && cold_in(to_directory))) {
+    follow(to_directory, to);
+    if (exchange) follow(from_directory, from);
+  }
+}
+
+void InodeStore::opened(const InodeRef& inode) {
+  state_->at(inode.slot_).opens.fetch_add(1, std::memory_order_relaxed);
+}
+
+void InodeStore::closed(const InodeRef& inode) {
+  state_->at(inode.slot_).opens.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void InodeStore::clear() {
+  const std::uint32_t used = state_->inodes.used();
+  for (std::uint32_t slot = kRootSlot + 1; slot < used; ++slot) {
+    if (state_->inodes.state(slot) != SlotState::kLive) continue;
+    forget(state_->id_of(slot), ~std::uint64_t{0});
+  }
+}
+
+const std::shared_ptr<Arena>& InodeStore::arena() const {
+  return state_->arena;
+}
+std::uint64_t InodeStore::count() const {
+  return state_->inodes.live();
+}
+std::uint32_t InodeStore::descriptors() const {
+  return state_->hot.load(std::memory_order_relaxed);
+}
+
+}  // namespace virtiofsd
