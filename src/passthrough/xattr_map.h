@@ -27,7 +27,7 @@ class XattrMap {
 
   // The host's name of what the guest calls `client_name`. EPERM for a name
   // that a "bad" rule blocks (a getxattr answers ENODATA in its place),
-  // ENOTSUP for an "unsupported" one.
+  // ENOTSUP for an "unsupported" one, ERANGE for an empty one (as setxattr(2)).
   Result<std::string> to_server(std::string_view client_name) const;
 
   // The guest's name of a host attribute; none: the guest must not see it.
