@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "passthrough/inode_store.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "passthrough/handle_table.h"
+#include "sys/files.h"
+
+namespace virtiofsd {
+namespace {
+
+namespace fs = std::filesystem;
+
+Name name_of(std::string_view text) {
+  return std::move(Name::parse(text)).value();
+}
+
+class InodeStoreTest : public ::testing::Test {
+ protected:
+  InodeStoreTest() {
+    std::string pattern = "/tmp/inode-store-XXXXXX";
+    root_ = ::mkdtemp(pattern.data());
+    sys::set_proc_self_fd(UniqueFd{::open("/proc/self/fd", O_PATH | O_CLOEXEC)});
+    open_store({});
+  }
+  ~InodeStoreTest() override {
+    store_.reset();
+    fs::remove_all(root_);
+  }
+
+  void open_store(InodeStore::Settings settings) {
+    settings.max_inodes = 1U << 16;
+    store_.reset();
+    store_ = std::move(InodeStore::create(
+                           UniqueFd{::open(root_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)},
+                           std::move(settings)))
+                 .value();
+  }
+
+  void make(const std::string& path, const std::string& text = "x") {
+    std::ofstream(root_ / path) << text;
+  }
+  // Old enough that its identity lasts without a descriptor.
+  static void let_settle() { ::usleep(150'000); }
+
+  InodeRef root() { return std::move(store_->pin(NodeId{1})).value(); }
+  Result<InodeRef> lookup(const InodeRef& directory, std::string_view name) {
+    return store_->lookup(directory, name_of(name), 0, &stx_);
+  }
+  Result<InodeRef> lookup(std::string_view name) { return lookup(root(), name); }
+
+  fs::path root_;
+  std::unique_ptr<InodeStore> store_;
+  struct statx stx_ {};
+};
+
+TEST_F(InodeStoreTest, OneFileIsOneNode) {
+  make("a");
+  fs::create_hard_link(root_ / "a", root_ / "b");
+  const InodeRef a = *lookup("a");
+  const InodeRef b = *lookup("b");
+  EXPECT_EQ(a.id(), b.id());
+  EXPECT_TRUE(a.is_regular());
+  EXPECT_EQ(store_->count(), 2U);
+}
+
+TEST_F(InodeStoreTest, AForgottenNodeIsStale) {
+  make("a");
+  const NodeId id = lookup("a")->id();
+  ASSERT_TRUE(lookup("a"));
+  store_->forget(id, 1);
+  EXPECT_TRUE(store_->pin(id));
+  store_->forget(id, 1);
+  EXPECT_EQ(store_->pin(id).error(), Errno{ESTALE});
+  EXPECT_EQ(store_->count(), 1U);
+}
+
+TEST_F(InodeStoreTest, ForgettingTooMuchIsForgettingAll) {
+  make("a");
+  const NodeId id = lookup("a")->id();
+  store_->forget(id, ~0ULL);
+  store_->forget(id, ~0ULL);
+  store_->forget(NodeId{1}, ~0ULL);
+  store_->forget(NodeId{0xdeadbeef}, 1);
+  EXPECT_TRUE(store_->pin(NodeId{1}));
+  EXPECT_EQ(store_->count(), 1U);
+}
+
+TEST_F(InodeStoreTest, AnIdIsNeverGivenToAnotherFile) {
+  make("a");
+  const NodeId id = lookup("a")->id();
+  store_->forget(id, 1);
+  make("b");
+  const NodeId next = lookup("b")->id();
+  EXPECT_NE(id, next);
+  EXPECT_FALSE(store_->pin(id));
+}
+
+TEST_F(InodeStoreTest, AnOldFileNeedsNoDescriptorUntilItIsUsed) {
+  make("a");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  EXPECT_EQ(store_->descriptors(), 0U);
+  struct statx stx {};
+  ASSERT_TRUE(store_->stat(a, sys::kStatxMask, &stx));
+  EXPECT_EQ(store_->descriptors(), 0U);
+  ASSERT_TRUE(store_->fd(a));
+  EXPECT_EQ(store_->descriptors(), 1U);
+}
+
+TEST_F(InodeStoreTest, AYoungFileIsPinnedSoThatItsNumberStaysItsOwn) {
+  for (int i = 0; i < 200; ++i) {
+    make("a");
+    const InodeRef first = *lookup("a");
+    fs::remove(root_ / "a");
+    make("a");
+    const InodeRef second = *lookup("a");
+    ASSERT_NE(first.id(), second.id());
+    store_->forget(first.id(), 1);
+    store_->forget(second.id(), 1);
+    fs::remove(root_ / "a");
+  }
+}
+
+TEST_F(InodeStoreTest, AColdNodeWhoseNameMeansAnotherFileIsStale) {
+  make("a", "old");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  make("new", "new");
+  fs::rename(root_ / "new", root_ / "a");
+  EXPECT_EQ(store_->fd(a).error(), Errno{ESTALE});
+  EXPECT_EQ(store_->stat(a, sys::kStatxMask, &stx_).error(), Errno{ESTALE});
+}
+
+TEST_F(InodeStoreTest, AColdNodeReplacedByASymlinkIsStaleAndNotFollowed) {
+  make("a");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  fs::remove(root_ / "a");
+  fs::create_symlink("/etc/passwd", root_ / "a");
+  EXPECT_EQ(store_->fd(a).error(), Errno{ESTALE});
+}
+
+TEST_F(InodeStoreTest, ARemovedFileStaysUsableWhenTheGuestRemovedIt) {
+  make("a");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  const InodeRef top = root();
+  store_->before_removal(top, name_of("a"));
+  fs::remove(root_ / "a");
+  ASSERT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
+  EXPECT_EQ(stx_.stx_nlink, 0U);
+}
+
+TEST_F(InodeStoreTest, ANodeFollowsItsRename) {
+  make("a");
+  fs::create_directory(root_ / "d");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  const InodeRef d = *lookup("d");
+  const InodeRef top = root();
+  fs::rename(root_ / "a", root_ / "d" / "b");
+  store_->after_rename(top, name_of("a"), d, name_of("b"), false);
+  EXPECT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
+  EXPECT_TRUE(store_->fd(a));
+}
+
+TEST_F(InodeStoreTest, AColdChainOfDirectoriesIsWalkedFromTheTop) {
+  fs::create_directories(root_ / "1/2/3/4");
+  make("1/2/3/4/f");
+  let_settle();
+  InodeStore::Settings settings;
+  settings.descriptor_budget = 0;
+  open_store(settings);
+  InodeRef here = root();
+  for (const char* step : {"1", "2", "3", "4", "f"}) here = *lookup(here, step);
+  // Push everything out, then come back to the leaf.
+  for (int i = 0; i < 50; ++i) {
+    make("more" + std::to_string(i));
+  }
+  let_settle();
+  for (int round = 0; round < 3; ++round) {
+    for (int i = 0; i < 50; ++i) ASSERT_TRUE(store_->fd(*lookup("more" + std::to_string(i))));
+  }
+  EXPECT_LT(store_->descriptors(), 40U);
+  EXPECT_TRUE(store_->fd(here));
+}
+
+TEST_F(InodeStoreTest, ManyHotInodesStayWithinTheBudget) {
+  for (int i = 0; i < 500; ++i) make("f" + std::to_string(i));
+  let_settle();
+  InodeStore::Settings settings;
+  settings.descriptor_budget = 64;
+  open_store(settings);
+  std::vector<NodeId> ids;
+  for (int i = 0; i < 500; ++i) {
+    const InodeRef inode = *lookup("f" + std::to_string(i));
+    ASSERT_TRUE(store_->fd(inode));
+    ids.push_back(inode.id());
+  }
+  EXPECT_LE(store_->descriptors(), 64U + 40U);
+  for (const NodeId id : ids) EXPECT_TRUE(store_->fd(*store_->pin(id)));
+}
+
+TEST_F(InodeStoreTest, AnOpenInodeIsNotDemoted) {
+  make("a");
+  for (int i = 0; i < 100; ++i) make("f" + std::to_string(i));
+  let_settle();
+  InodeStore::Settings settings;
+  settings.descriptor_budget = 4;
+  open_store(settings);
+  const NodeId id = lookup("a")->id();
+  ASSERT_TRUE(store_->fd(*store_->pin(id)));
+  store_->opened(*store_->pin(id));
+  fs::remove(root_ / "a");
+  for (int round = 0; round < 4; ++round) {
+    for (int i = 0; i < 100; ++i) ASSERT_TRUE(store_->fd(*lookup("f" + std::to_string(i))));
+  }
+  EXPECT_TRUE(store_->stat(*store_->pin(id), sys::kStatxMask, &stx_));
+  store_->closed(*store_->pin(id));
+}
+
+TEST_F(InodeStoreTest, TheParentOfTheRootIsTheRoot) {
+  const InodeRef up = *store_->parent(root(), &stx_);
+  EXPECT_EQ(up.id(), NodeId{1});
+}
+
+TEST_F(InodeStoreTest, ADirectoryMovedOutOfTheShareDoesNotLeadOut) {
+  fs::create_directories(root_ / "share/inner");
+  InodeStore::Settings settings;
+  settings.max_inodes = 1000;
+  auto inner_store =
+      std::move(InodeStore::create(
+                    UniqueFd{::open((root_ / "share").c_str(), O_RDONLY | O_DIRECTORY)}, settings))
+          .value();
+  const InodeRef top = *inner_store->pin(NodeId{1});
+  const InodeRef inner = *inner_store->lookup(top, name_of("inner"), 0, &stx_);
+  ASSERT_TRUE(inner_store->fd(inner));
+  EXPECT_EQ(inner_store->parent(inner, &stx_)->id(), NodeId{1});
+  fs::rename(root_ / "share/inner", root_ / "outside");
+  EXPECT_EQ(inner_store->parent(inner, &stx_).error(), Errno{ESTALE});
+}
+
+TEST_F(InodeStoreTest, ClearForgetsAllButTheRootAndKeepsPinsSafe) {
+  make("a");
+  make("b");
+  const InodeRef a = *lookup("a");
+  const NodeId b = lookup("b")->id();
+  store_->clear();
+  EXPECT_FALSE(store_->pin(a.id()));
+  EXPECT_FALSE(store_->pin(b));
+  EXPECT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
+  EXPECT_TRUE(store_->pin(NodeId{1}));
+}
+
+TEST_F(InodeStoreTest, ThreadsThatLookUpForgetAndUseLoseNothing) {
+  for (int i = 0; i < 40; ++i) make("f" + std::to_string(i));
+  let_settle();
+  InodeStore::Settings settings;
+  settings.descriptor_budget = 8;
+  open_store(settings);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([this, t] {
+      for (int i = 0; i < 3000; ++i) {
+        struct statx stx {};
+        const InodeRef top = root();
+        const std::string text = "f" + std::to_string((i * 7 + t) % 40);
+        auto inode = store_->lookup(top, name_of(text), 0, &stx);
+        ASSERT_TRUE(inode) << inode.error().text();
+        const auto fd = store_->fd(*inode);
+        ASSERT_TRUE(fd) << fd.error().text();
+        struct statx again {};
+        ASSERT_TRUE(sys::statx(*fd, sys::kStatxMask, &again));
+        ASSERT_EQ(again.stx_ino, stx.stx_ino);
+        store_->forget(inode->id(), 1);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(store_->count(), 1U);
+  EXPECT_EQ(store_->descriptors(), 0U);
+}
+
+class HandleTableTest : public InodeStoreTest {
+ protected:
+  UniqueFd open_null() { return UniqueFd{::open("/dev/null", O_RDONLY | O_CLOEXEC)}; }
+};
+
+TEST_F(HandleTableTest, AHandleBelongsToItsNodeAndKind) {
+  make("a");
+  make("b");
+  HandleTable table{*store_, 10};
+  const NodeId a = lookup("a")->id();
+  const NodeId b = lookup("b")->id();
+  const HandleId id = *table.insert(HandleKind::kFile, *store_->pin(a), open_null(), O_RDONLY);
+  EXPECT_TRUE(table.find(id, HandleKind::kFile, a));
+  EXPECT_EQ(table.find(id, HandleKind::kFile, b).error(), Errno{EBADF});
+  EXPECT_EQ(table.find(id, HandleKind::kDirectory, a).error(), Errno{EBADF});
+  EXPECT_EQ(table.find(HandleId{id.value + 1}, HandleKind::kFile, a).error(), Errno{EBADF});
+}
+
+TEST_F(HandleTableTest, AReleasedHandleKeepsItsDescriptorWhileACallUsesIt) {
+  HandleTable table{*store_, 10};
+  const HandleId id = *table.insert(HandleKind::kFile, root(), open_null(), O_RDONLY);
+  HandleRef used = *table.find(id, HandleKind::kFile);
+  const int number = used.fd().number();
+  ASSERT_TRUE(table.release(id, HandleKind::kFile, NodeId{1}));
+  EXPECT_EQ(table.find(id, HandleKind::kFile).error(), Errno{EBADF});
+  EXPECT_EQ(table.release(id, HandleKind::kFile, NodeId{1}).error(), Errno{EBADF});
+  EXPECT_GE(::fcntl(number, F_GETFD), 0);
+  used = HandleRef{};
+  EXPECT_EQ(::fcntl(number, F_GETFD), -1);
+}
+
+TEST_F(HandleTableTest, TooManyHandlesIsEnfile) {
+  HandleTable table{*store_, 2};
+  ASSERT_TRUE(table.insert(HandleKind::kFile, root(), open_null(), O_RDONLY));
+  ASSERT_TRUE(table.insert(HandleKind::kFile, root(), open_null(), O_RDONLY));
+  EXPECT_EQ(table.insert(HandleKind::kFile, root(), open_null(), O_RDONLY).error(), Errno{ENFILE});
+  table.clear();
+  EXPECT_EQ(table.count(), 0U);
+}
+
+}  // namespace
+}  // namespace virtiofsd
