@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "sys/events.h"
 
 namespace virtiofsd {
 namespace {
@@ -28,6 +30,9 @@ constexpr std::uint32_t kLargeRequest = 32U << 10;
 constexpr auto kWatchTick = std::chrono::microseconds(500);
 // Ticks without any request before the watchdog goes to sleep.
 constexpr int kWatchLinger = 100;
+
+// A driver that doesn't kick has its ring looked at this often while it is quiet.
+constexpr int kPolledRingMs = 1;
 
 constexpr std::uint64_t kKick = 0;
 constexpr std::uint64_t kStop = 1;
@@ -130,24 +135,32 @@ std::uint32_t Crew::threads() const {
   return static_cast<std::uint32_t>(threads_.size());
 }
 
-void Crew::start() {
-  if (running_) return;
-  running_ = true;
-  stopping_.store(false, std::memory_order_release);
+Result<> Crew::start() {
+  if (running_) return {};
   std::uint64_t drained = 0;
   (void)!::read(stop_event_.number(), &drained, sizeof drained);
-
-  // Edge-triggered: a kick wakes the leader without having to be read, so an
-  // idle queue costs one system call per wake-up. (Each eventfd write is an edge.)
-  epoll_event event{};
-  event.events = EPOLLIN | EPOLLET;
-  event.data.u64 = kKick;
-  if (queue_.kick().valid() &&
-      ::epoll_ctl(epoll_.number(), EPOLL_CTL_ADD, queue_.kick().number(), &event) != 0) {
-    // A kick that can't be waited for (a regular file, say) is the VMM's mistake.
-    queue_.fail(Errno::last());
+  kick_ = queue_.kick();
+  kick_queues_bytes_ = false;
+  if (kick_) {
+    struct stat st {};
+    if (::fstat(kick_->number(), &st) != 0) return Errno::last();
+    kick_queues_bytes_ = S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode);
+    // Edge-triggered: a kick wakes the leader without having to be read, so an
+    // idle queue costs one system call per wake-up. (Each eventfd write is an edge.)
+    epoll_event event{};
+    event.events = EPOLLIN | EPOLLET;
+    event.data.u64 = kKick;
+    if (::epoll_ctl(epoll_.number(), EPOLL_CTL_ADD, kick_->number(), &event) != 0) {
+      // A kick that can't be waited for: a regular file, say.
+      return Errno::last();
+    }
   }
-  queue_.start();
+  if (const Result<> started = queue_.start(); !started) {
+    forget_kick();
+    return started.error();
+  }
+  running_ = true;
+  stopping_.store(false, std::memory_order_release);
   watchdog_.watch(this);
   Lock lock(mutex_);
   lead_wanted_ = true;
@@ -156,6 +169,12 @@ void Crew::start() {
   } else {
     changed_.notify_one();
   }
+  return {};
+}
+
+void Crew::forget_kick() {
+  if (kick_) ::epoll_ctl(epoll_.number(), EPOLL_CTL_DEL, kick_->number(), nullptr);
+  kick_.reset();
 }
 
 void Crew::stop() {
@@ -179,9 +198,7 @@ void Crew::stop() {
     (void)changed_.wait_until(mutex_, Clock::now() + std::chrono::milliseconds(10));
   }
   lead_.store(kVacant, std::memory_order_release);
-  if (queue_.kick().valid()) {
-    ::epoll_ctl(epoll_.number(), EPOLL_CTL_DEL, queue_.kick().number(), nullptr);
-  }
+  forget_kick();
 }
 
 bool Crew::can_add_thread_locked() const {
@@ -236,7 +253,6 @@ void Crew::thread_main() {
       lead_wanted_ = false;
     }
     lead(hand);
-    // A parked thread must not keep a mapping of guest memory alive.
     hand.chain_scratch.release();
   }
 }
@@ -250,14 +266,13 @@ void Crew::lead(Hand& hand) {
 
   while (!stopping_.load(std::memory_order_relaxed)) {
     const Result<bool> popped = queue_.pop(hand.chain_scratch, chain);
-    if (!popped) {
-      queue_.fail(popped.error());
-    }
     if (!popped || !*popped) {
+      // Empty; or broken, and then only a reset makes it go on.
       queue_.signal();
       unsignalled = 0;
       if (popped && poll_for_work()) continue;
-      hand.chain_scratch.release();
+      // A sleeping thread must not keep a mapping of guest memory alive.
+      hand.chain_scratch.memory.reset();
       if (!wait_for_work()) break;
       continue;
     }
@@ -314,15 +329,14 @@ bool Crew::wait_for_work() {
   }
   for (;;) {
     epoll_event events[2];
-    const int count = ::epoll_wait(epoll_.number(), events, 2, -1);
+    const int count = ::epoll_wait(epoll_.number(), events, 2, kick_ ? -1 : kPolledRingMs);
     if (count < 0) {
       CHECK(errno == EINTR);
       continue;
     }
     if (stopping_.load(std::memory_order_acquire)) return false;
-    if (count == 0) continue;
+    if (kick_queues_bytes_) sys::drain_event(kick_->ref());
     queue_.suppress_kicks();
-    queue_.drain_kick();
     watchdog_.note_activity();
     return true;
   }

@@ -44,8 +44,8 @@ class Crew {
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
 
-  // The ring is ready: somebody leads from now on. Idempotent.
-  void start();
+  // The ring is ready: somebody leads from now on. Idempotent. Errors as Queue::start.
+  Result<> start();
   // Nobody takes requests any more when this returns; requests taken before
   // are answered first (waits for locks end with EINTR). Idempotent.
   void stop();
@@ -73,6 +73,7 @@ class Crew {
 
   void thread_main();
   void lead(Hand& hand);
+  void forget_kick();
   bool wait_for_work();
   bool poll_for_work();
   bool pass_lead(std::uint64_t state);
@@ -84,6 +85,8 @@ class Crew {
   fuse::FileSystem& file_system_;
   Watchdog& watchdog_;
   const Settings settings_;
+  std::shared_ptr<const UniqueFd> kick_;  // what the epoll set waits on; none: the driver is polled
+  bool kick_queues_bytes_ = false;        // a pipe or socket, which fills up unless it is read
   UniqueFd epoll_;
   UniqueFd stop_event_;
 

@@ -288,7 +288,7 @@ struct InodeStore::State {
           record.mount == identity.mount) {
         return slot;
       }
-      slot = record.next_by_identity;
+      slot = record.next_by_identity.load(std::memory_order_relaxed);
     }
     return 0;
   }
@@ -296,7 +296,7 @@ struct InodeStore::State {
   void link_locked(Shard& of, std::uint32_t slot, std::uint64_t hash) REQUIRES(of.mutex) {
     if (of.count >= of.buckets.size()) grow_locked(of);
     std::uint32_t& bucket = of.buckets[hash & (of.buckets.size() - 1)];
-    at(slot).next_by_identity = bucket;
+    at(slot).next_by_identity.store(bucket, std::memory_order_relaxed);
     bucket = slot;
     ++of.count;
   }
@@ -306,10 +306,10 @@ struct InodeStore::State {
     for (std::uint32_t slot : of.buckets) {
       while (slot != 0) {
         InodeRecord& record = at(slot);
-        const std::uint32_t next = record.next_by_identity;
+        const std::uint32_t next = record.next_by_identity.load(std::memory_order_relaxed);
         const std::uint64_t hash = Identity{record.ino, record.birth, record.mount}.hash();
         std::uint32_t& bucket = larger[hash & (larger.size() - 1)];
-        record.next_by_identity = bucket;
+        record.next_by_identity.store(bucket, std::memory_order_relaxed);
         bucket = slot;
         slot = next;
       }
@@ -318,13 +318,23 @@ struct InodeStore::State {
   }
 
   void unlink_locked(Shard& of, std::uint32_t slot, std::uint64_t hash) REQUIRES(of.mutex) {
-    std::uint32_t* link = &of.buckets[hash & (of.buckets.size() - 1)];
-    while (*link != slot) {
-      CHECK(*link != 0);
-      link = &at(*link).next_by_identity;
-    }
-    *link = at(slot).next_by_identity;
+    const std::uint32_t next = at(slot).next_by_identity.load(std::memory_order_relaxed);
     --of.count;
+    std::uint32_t& bucket = of.buckets[hash & (of.buckets.size() - 1)];
+    if (bucket == slot) {
+      bucket = next;
+      return;
+    }
+    std::uint32_t before = bucket;
+    for (;;) {
+      CHECK(before != 0);
+      std::atomic<std::uint32_t>& link = at(before).next_by_identity;
+      if (link.load(std::memory_order_relaxed) == slot) {
+        link.store(next, std::memory_order_relaxed);
+        return;
+      }
+      before = link.load(std::memory_order_relaxed);
+    }
   }
 
   // A record for this identity, pinned, with one more lookup: the one that is

@@ -34,7 +34,8 @@ struct InodeRecord {
   std::atomic<std::uint32_t> cold_children;  // cold records whose parent this is
   std::atomic<std::uint8_t> touched;         // used since the demotion hand last passed
   std::uint8_t padding[3];
-  std::uint32_t next_by_identity;  // chain of the private index; next free slot when free
+  std::atomic<std::uint32_t>
+      next_by_identity;  // chain of the private index; next free slot when free
 };
 static_assert(sizeof(InodeRecord) == 80);
 
@@ -44,7 +45,7 @@ struct HandleRecord {
   std::int32_t fd;
   std::uint32_t open_flags;  // open(2) flags the descriptor was opened with
   std::uint32_t kind;        // HandleKind
-  std::uint32_t next_free;
+  std::atomic<std::uint32_t> next_free;
 };
 static_assert(sizeof(HandleRecord) == 32);
 

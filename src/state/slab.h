@@ -42,7 +42,7 @@ struct SlotHead {
 };
 
 // `Next` names the member that links free slots.
-template <typename Record, std::uint32_t Record::*Next>
+template <typename Record, std::atomic<std::uint32_t> Record::*Next>
 class Slab {
  public:
   struct Header {
@@ -173,8 +173,7 @@ class Slab {
     std::uint64_t list = header_->free_list.load(std::memory_order_relaxed);
     std::uint64_t next = 0;
     do {
-      std::atomic_ref<std::uint32_t>(records_[slot].*Next)
-          .store(static_cast<std::uint32_t>(list), std::memory_order_relaxed);
+      (records_[slot].*Next).store(static_cast<std::uint32_t>(list), std::memory_order_relaxed);
       next = ((list >> 32) + 1) << 32 | slot;
     } while (!header_->free_list.compare_exchange_weak(list, next, std::memory_order_release,
                                                        std::memory_order_relaxed));
@@ -192,8 +191,7 @@ class Slab {
     std::uint64_t list = header_->free_list.load(std::memory_order_acquire);
     while (static_cast<std::uint32_t>(list) != 0) {
       const auto slot = static_cast<std::uint32_t>(list);
-      const std::uint32_t following =
-          std::atomic_ref<std::uint32_t>(records_[slot].*Next).load(std::memory_order_relaxed);
+      const std::uint32_t following = (records_[slot].*Next).load(std::memory_order_relaxed);
       const std::uint64_t next = ((list >> 32) + 1) << 32 | following;
       if (header_->free_list.compare_exchange_weak(list, next, std::memory_order_acquire))
         return slot;

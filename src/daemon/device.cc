@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "daemon/device.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "base/log.h"
+#include "vhost_user/message.h"
+
+namespace virtiofsd {
+namespace {
+
+constexpr std::uint64_t kVersion1 = 1ULL << 32;
+constexpr std::uint64_t kRingReset = 1ULL << 40;
+
+// struct virtio_fs_config (virtio 1.2, 5.11.4).
+struct Config {
+  std::array<char, 36> tag;
+  std::uint32_t num_request_queues;
+};
+static_assert(sizeof(Config) == 40);
+
+Result<MappedRegion> map(vhost_user::MemoryRegion region) {
+  return map_region(region.file, region.mmap_offset, region.guest, region.vmm, region.size);
+}
+
+template <typename Address>
+virtio::RingAddresses<Address> ring_addresses(const vhost_user::RingAddresses<Address>& from) {
+  return {from.descriptors, from.available, from.used, from.log};
+}
+
+}  // namespace
+
+Device::Device(fuse::FileSystem& file_system, fuse::Dispatcher& dispatcher, Settings settings)
+    : file_system_(file_system), dispatcher_(dispatcher), settings_(std::move(settings)) {
+  for (std::uint32_t index = 0; index <= kRequestQueues; ++index) {
+    rings_.push_back(std::make_unique<Ring>(index));
+  }
+}
+
+Device::~Device() {
+  shut_down();
+}
+
+void Device::shut_down() {
+  for (std::uint32_t index = 0; index < rings_.size(); ++index) stop(index);
+  dispatcher_.reset();
+}
+
+std::uint64_t Device::features() const {
+  // In order, a request that waits holds back every later one: only where it was asked for.
+  const std::uint64_t in_order = settings_.in_order ? virtio::kInOrder : 0;
+  return kVersion1 | kRingReset | virtio::kNotifyOnEmpty | virtio::kLogAll |
+         virtio::kIndirectDescriptors | virtio::kEventIndex | virtio::kRingPacked | in_order;
+}
+
+Result<> Device::set_features(std::uint64_t features) {
+  features_ = features;
+  for (const auto& ring : rings_) ring->queue.set_features(features);
+  return {};
+}
+
+std::uint64_t Device::protocol_features() const {
+  using enum vhost_user::ProtocolFeature;
+  std::uint64_t offered = bit(kMq) | bit(kLogShmfd) | bit(kBackendReq) | bit(kBackendSendFd) |
+                          bit(kResetDevice) | bit(kConfigureMemSlots) | bit(kStatus);
+  // QEMU 7.1 to 8.0 crash when a vhost-user-fs back-end offers CONFIG.
+  if (settings_.tag) offered |= bit(kConfig);
+  return offered;
+}
+
+Result<> Device::set_protocol_features(std::uint64_t) {
+  return {};
+}
+
+std::uint32_t Device::queue_count() const {
+  return static_cast<std::uint32_t>(rings_.size());
+}
+
+void Device::reset_owner() {
+  for (std::uint32_t index = 0; index < rings_.size(); ++index) {
+    stop(index);
+    rings_[index]->queue.set_enabled(false);
+  }
+}
+
+Result<> Device::reset_device() {
+  reset_owner();
+  for (const auto& ring : rings_) ring->kicked = false;
+  dispatcher_.reset();
+  status_ = 0;
+  return {};
+}
+
+void Device::use_memory(std::shared_ptr<const GuestMemory> memory) {
+  memory_ = std::move(memory);
+  for (const auto& ring : rings_) ring->queue.set_memory(memory_);
+  for (std::uint32_t index = 0; index < rings_.size(); ++index) start_if_ready(index);
+}
+
+Result<> Device::set_mem_table(std::vector<vhost_user::MemoryRegion> regions) {
+  std::vector<MappedRegion> mapped;
+  for (vhost_user::MemoryRegion& region : regions) mapped.push_back(TRY(map(std::move(region))));
+  use_memory(TRY(GuestMemory::make(std::move(mapped))));
+  return {};
+}
+
+Result<> Device::add_mem_region(vhost_user::MemoryRegion region) {
+  if (memory_ && memory_->region_count() >= max_mem_slots()) return Errno{ENOSPC};
+  MappedRegion mapped = TRY(map(std::move(region)));
+  if (memory_) {
+    use_memory(TRY(memory_->with_added(std::move(mapped))));
+  } else {
+    std::vector<MappedRegion> first;
+    first.push_back(std::move(mapped));
+    use_memory(TRY(GuestMemory::make(std::move(first))));
+  }
+  return {};
+}
+
+Result<> Device::remove_mem_region(const vhost_user::MemoryRegion& region) {
+  if (!memory_) return Errno{ENOENT};
+  use_memory(TRY(memory_->with_removed(region.guest, region.vmm, region.size)));
+  return {};
+}
+
+// A ring's settings change while it is stopped, and it goes on after if it was running.
+template <typename Change>
+Result<> Device::change_stopped(std::uint32_t index, Change change) {
+  Ring& ring = *rings_[index];
+  const bool was_running = ring.crew && ring.crew->running();
+  if (was_running) stop(index);
+  const Result<> changed = change(ring.queue);
+  if (was_running) start_if_ready(index);
+  if (!changed) return changed.error();
+  return {};
+}
+
+Result<> Device::set_vring_size(std::uint32_t index, std::uint32_t size) {
+  return change_stopped(index, [&](virtio::Queue& queue) { return queue.set_size(size); });
+}
+
+// Comes again while the ring runs to switch its log flag, which must not disturb it.
+Result<> Device::set_vring_addresses(std::uint32_t index,
+                                     const vhost_user::RingAddresses<VmmAddress>& addresses) {
+  virtio::Queue& queue = rings_[index]->queue;
+  const Result<> direct = queue.set_addresses(ring_addresses(addresses));
+  if (direct || direct.error() != Errno{EBUSY}) return direct ? Result<>{} : direct.error();
+  return change_stopped(index, [&](virtio::Queue& stopped) {
+    return stopped.set_addresses(ring_addresses(addresses));
+  });
+}
+
+Result<> Device::set_vring_addresses(std::uint32_t index,
+                                     const vhost_user::RingAddresses<GuestAddress>& addresses) {
+  return change_stopped(
+      index, [&](virtio::Queue& queue) { return queue.set_addresses(ring_addresses(addresses)); });
+}
+
+Result<> Device::set_vring_base(std::uint32_t index, std::uint32_t base) {
+  return change_stopped(index, [&](virtio::Queue& queue) { return queue.set_base(base); });
+}
+
+Result<std::uint32_t> Device::get_vring_base(std::uint32_t index) {
+  Ring& ring = *rings_[index];
+  stop(index);
+  // The ring is stopped until the next kick descriptor comes.
+  ring.kicked = false;
+  return ring.queue.stop();
+}
+
+Result<> Device::set_vring_kick(std::uint32_t index, std::optional<UniqueFd> kick) {
+  Ring& ring = *rings_[index];
+  stop(index);
+  ring.queue.set_kick(kick ? std::move(*kick) : UniqueFd{});
+  ring.kicked = true;
+  start_if_ready(index);
+  return {};
+}
+
+Result<> Device::set_vring_call(std::uint32_t index, std::optional<UniqueFd> call) {
+  return rings_[index]->queue.set_call(call ? std::move(*call) : UniqueFd{});
+}
+
+Result<> Device::set_vring_error(std::uint32_t index, std::optional<UniqueFd> error) {
+  return rings_[index]->queue.set_error(error ? std::move(*error) : UniqueFd{});
+}
+
+Result<> Device::set_vring_enable(std::uint32_t index, bool enabled) {
+  if (!enabled) stop(index);
+  rings_[index]->queue.set_enabled(enabled);
+  start_if_ready(index);
+  return {};
+}
+
+void Device::start_if_ready(std::uint32_t index) {
+  Ring& ring = *rings_[index];
+  if (!ring.kicked || !ring.queue.ready()) return;
+  if (!ring.crew) {
+    Crew::Settings settings;
+    settings.index = index;
+    settings.pool_size = settings_.pool_size;
+    settings.lock_waiters = settings_.lock_waiters;
+    settings.poll = settings_.poll;
+    ring.crew = std::make_unique<Crew>(ring.queue, dispatcher_, file_system_, watchdog_, settings);
+  }
+  if (ring.crew->running()) return;
+  if (const Result<> started = ring.crew->start(); !started) {
+    log::warn("queue {} can't start: {}; the VMM's ring settings are wrong", index,
+              started.error().text());
+  }
+}
+
+void Device::stop(std::uint32_t index) {
+  Ring& ring = *rings_[index];
+  if (ring.crew && ring.crew->running()) {
+    ring.crew->stop();
+    ring.queue.stop();
+  }
+}
+
+Result<> Device::get_config(std::uint32_t offset, std::span<std::byte> out) {
+  Config config{};
+  if (settings_.tag) std::memcpy(config.tag.data(), settings_.tag->data(), settings_.tag->size());
+  config.num_request_queues = settings_.num_request_queues;
+  const auto bytes = std::as_bytes(std::span{&config, 1});
+  if (offset >= bytes.size()) return {};
+  const auto from = bytes.subspan(offset);
+  std::copy_n(from.begin(), std::min(from.size(), out.size()), out.begin());
+  return {};
+}
+
+Result<> Device::set_log_base(std::uint64_t size, std::uint64_t offset, UniqueFd file) {
+  const std::shared_ptr<DirtyLog> log = TRY(DirtyLog::map(file, offset, size));
+  for (const auto& ring : rings_) ring->queue.set_dirty_log(log);
+  return {};
+}
+
+Result<> Device::set_backend_request_fd(UniqueFd socket) {
+  backend_requests_ = std::move(socket);
+  return {};
+}
+
+Result<> Device::set_status(std::uint64_t status) {
+  if (status == 0) TRY(reset_device());
+  status_ = status;
+  return {};
+}
+
+}  // namespace virtiofsd

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// The virtio-fs device: joins the VMM's settings (vhost_user::Backend), one
+// Queue and one Crew for each ring, and the file system behind the dispatcher.
+// Queue 0 is the high-priority queue, the others are request queues.
+// (virtio 1.2, 5.11)
+//
+// Threads: all methods run on the session thread; the crews run by themselves.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "daemon/crew.h"
+#include "fuse/dispatcher.h"
+#include "memory/dirty_log.h"
+#include "memory/guest_memory.h"
+#include "vhost_user/backend.h"
+#include "virtio/queue.h"
+
+namespace virtiofsd {
+
+class Device final : public vhost_user::Backend {
+ public:
+  // Request queues beside the high-priority one that a VMM may start.
+  static constexpr std::uint32_t kRequestQueues = 64;
+
+  struct Settings {
+    std::optional<std::string> tag;        // 1 to 36 bytes; offers CONFIG when set
+    std::uint32_t num_request_queues = 1;  // what the config space says
+    std::uint32_t pool_size = 64;          // as in Crew::Settings
+    std::uint32_t lock_waiters = 64;       // over all queues
+    bool in_order = false;                 // offers IN_ORDER
+    std::chrono::microseconds poll{0};
+  };
+
+  Device(fuse::FileSystem& file_system, fuse::Dispatcher& dispatcher, Settings settings);
+  ~Device() override;
+
+  // Stops every queue and forgets the guest: the VMM is gone or asks for a reset.
+  void shut_down();
+
+  std::uint64_t features() const override;
+  Result<> set_features(std::uint64_t features) override;
+  std::uint64_t protocol_features() const override;
+  Result<> set_protocol_features(std::uint64_t features) override;
+  void set_owner() override {}
+  void reset_owner() override;
+  Result<> reset_device() override;
+  std::uint32_t queue_count() const override;
+  Result<> set_mem_table(std::vector<vhost_user::MemoryRegion> regions) override;
+  Result<> add_mem_region(vhost_user::MemoryRegion region) override;
+  Result<> remove_mem_region(const vhost_user::MemoryRegion& region) override;
+  Result<> set_vring_size(std::uint32_t index, std::uint32_t size) override;
+  Result<> set_vring_addresses(std::uint32_t index,
+                               const vhost_user::RingAddresses<VmmAddress>& addresses) override;
+  Result<> set_vring_addresses(std::uint32_t index,
+                               const vhost_user::RingAddresses<GuestAddress>& addresses) override;
+  Result<> set_vring_base(std::uint32_t index, std::uint32_t base) override;
+  Result<std::uint32_t> get_vring_base(std::uint32_t index) override;
+  Result<> set_vring_kick(std::uint32_t index, std::optional<UniqueFd> kick) override;
+  Result<> set_vring_call(std::uint32_t index, std::optional<UniqueFd> call) override;
+  Result<> set_vring_error(std::uint32_t index, std::optional<UniqueFd> error) override;
+  Result<> set_vring_enable(std::uint32_t index, bool enabled) override;
+  Result<> get_config(std::uint32_t offset, std::span<std::byte> out) override;
+  Result<> set_log_base(std::uint64_t size, std::uint64_t offset, UniqueFd file) override;
+  Result<> set_backend_request_fd(UniqueFd socket) override;
+  Result<> set_status(std::uint64_t status) override;
+  std::uint64_t status() const override { return status_; }
+
+ private:
+  struct Ring {
+    explicit Ring(std::uint32_t index) : queue(index) {}
+    virtio::Queue queue;
+    std::unique_ptr<Crew> crew;  // made when the ring starts for the first time
+    bool kicked = false;         // SET_VRING_KICK came since the ring was last stopped
+  };
+
+  template <typename Change>
+  Result<> change_stopped(std::uint32_t index, Change change);
+  void start_if_ready(std::uint32_t index);
+  void stop(std::uint32_t index);
+  void use_memory(std::shared_ptr<const GuestMemory> memory);
+
+  fuse::FileSystem& file_system_;
+  fuse::Dispatcher& dispatcher_;
+  const Settings settings_;
+  Watchdog watchdog_;
+  std::vector<std::unique_ptr<Ring>> rings_;
+  std::shared_ptr<const GuestMemory> memory_;
+  std::uint64_t features_ = 0;
+  std::uint64_t status_ = 0;
+  UniqueFd backend_requests_;
+};
+
+}  // namespace virtiofsd
