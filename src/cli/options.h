@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// Words on the command line to checked values. One table of options drives
+// parsing, the help text and the test that holds the man page against it.
+//
+// Every option can be written `--name value`, `--name=value` or, with or
+// without dashes turned to underscores, as an item of an `-o` list; switches
+// also as `--no-name` and `no_name`. The last one wins, in the order given.
+// Names are the union of QEMU's and the Rust daemon's. What can't be honoured is refused.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/log.h"
+#include "base/result.h"
+#include "daemon/listener.h"
+#include "fuse/negotiation.h"
+#include "passthrough/cache_mode.h"
+#include "sandbox/sandbox.h"
+
+namespace virtiofsd::cli {
+
+// The values in force: defaults that depend on other options are settled.
+struct Options {
+  Listener::Settings socket;
+  sandbox::Settings sandbox;  // shared_dir in here
+  bool daemonize = false;
+  std::string tag;  // empty: no configuration space is offered to the VMM
+
+  log::Level log_level = log::Level::kInfo;
+  log::Sink log_sink = log::Sink::kStderr;
+
+  std::uint16_t num_request_queues = 1;            // what the configuration space says, 1 to 64
+  std::uint32_t thread_pool_size = 64;             // threads per request queue; 0 and 1 mean one
+  std::uint32_t poll_us = 0;                       // cap of adaptive polling; 0: off
+  std::int64_t rlimit_nofile = -1;                 // -1: raise as far as sensible; 0: leave alone
+  std::optional<std::uint32_t> inode_descriptors;  // none: from the limit in force
+
+  CacheMode cache = CacheMode::kAuto;
+  double attribute_timeout = 1.0;  // seconds
+  double entry_timeout = 1.0;      // seconds
+  double negative_timeout = 1.0;   // seconds
+
+  bool readdirplus = true;
+  bool writeback = false;
+  bool allow_mmap = false;  // shared mmap of files opened for direct I/O
+  bool allow_direct_io = false;
+  bool preserve_noatime = false;
+  bool announce_submounts = true;
+  bool posix_lock = true;
+  bool flock = false;
+  bool no_race = false;
+  bool allow_root = false;  // refuse callers other than the guest's root and our own user
+  bool xattr = false;
+  std::string xattr_map;  // checked; empty: none
+  fuse::Wish posix_acl = fuse::Wish::kOff;
+  fuse::Wish security_label = fuse::Wish::kOff;
+  fuse::Wish killpriv_v2 = fuse::Wish::kAuto;
+  bool file_handles_mandatory = false;  // --inode-file-handles=mandatory: fail without them
+};
+
+// Why the program ends now: status 0 (help, version: `text` is for stdout) or
+// 2 (a mistake on the command line: one sentence for stderr).
+struct UsageError {
+  std::string text;
+  int exit_status = 2;
+};
+
+Result<Options, UsageError> parse(int argc, const char* const* argv);
+
+// An `-o` list taken apart: items end at a comma; `\,` and `,,` are a comma,
+// `\NNN` (octal) a byte, `\x` an x.
+std::vector<std::string> split_list(std::string_view list);
+
+// The inode store's share of `descriptor_limit` when --inode-descriptors says nothing.
+std::uint32_t inode_descriptors(const Options& options, std::uint64_t descriptor_limit);
+
+}  // namespace virtiofsd::cli
