@@ -39,6 +39,11 @@ class SharedBytes {
   // Takes the next `size` bytes without looking. EINVAL when fewer are left.
   Result<> skip(std::size_t size);
 
+  // Takes the next `size` bytes as a view of their own, to be written after
+  // what follows them. `storage` holds the view's pieces and outlives it; as
+  // many as there are bytes are always enough. EINVAL when fewer bytes are left.
+  Result<SharedBytes> split_front(std::size_t size, std::span<iovec> storage);
+
   // The next `size` bytes for the kernel to read or write, not taken: the
   // caller skips what was used. `size` is clamped to what is left.
   IoSpace space(std::size_t size) const { return IoSpace{pieces_, size < size_ ? size : size_}; }
