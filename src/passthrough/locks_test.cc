@@ -1,0 +1,808 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "passthrough/locks.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "sys/files.h"
+
+namespace virtiofsd {
+namespace {
+
+constexpr std::uint64_t kEnd = std::numeric_limits<std::int64_t>::max();
+constexpr NodeId kNode{7};
+constexpr LockOwner kAlice{1};
+constexpr LockOwner kBob{2};
+
+// A file with descriptors of any access mode on it.
+class File {
+ public:
+  File() {
+    std::string pattern = "/tmp/locks-XXXXXX";
+    UniqueFd made{::mkostemp(pattern.data(), O_CLOEXEC)};
+    path_ = pattern;
+  }
+  ~File() { ::unlink(path_.c_str()); }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  UniqueFd open(int access) const { return UniqueFd{::open(path_.c_str(), access | O_CLOEXEC)}; }
+
+ private:
+  std::string path_;
+};
+
+// Opens the file anew and remembers how it was asked to.
+class FileOpener final : public LockOpener {
+ public:
+  explicit FileOpener(const File& file) : file_(file) {}
+  Result<UniqueFd> open(int access) override {
+    asked.push_back(access);
+    if (access == refused) return Errno{error};
+    return file_.open(access);
+  }
+  std::vector<int> asked;
+  int refused = -1;
+  int error = EACCES;
+
+ private:
+  const File& file_;
+};
+
+class CountingScheduler final : public fuse::Scheduler {
+ public:
+  void about_to_block() override {}
+  Result<> about_to_wait_for_lock() override {
+    if (refuses) return Errno{ENOLCK};
+    ++begun;
+    return {};
+  }
+  void lock_wait_ended() override { ++ended; }
+  bool stopping() const override { return stops; }
+  std::atomic<bool> refuses{false};
+  std::atomic<bool> stops{false};
+  std::atomic<int> begun{0};
+  std::atomic<int> ended{0};
+};
+
+fuse::LockArgs args(LockOwner owner, std::uint32_t type, std::uint64_t start, std::uint64_t end) {
+  fuse::LockArgs args;
+  args.owner = owner;
+  args.type = type;
+  args.start = start;
+  args.end = end;
+  args.pid = 1000 + static_cast<std::uint32_t>(owner.value);
+  return args;
+}
+
+fuse::LockArgs waiting(fuse::LockArgs args) {
+  args.wait = true;
+  return args;
+}
+
+fuse::LockArgs flock_args(std::uint32_t type) {
+  fuse::LockArgs out = args(kAlice, type, 0, kEnd);
+  out.flock = true;
+  return out;
+}
+
+class LockCoreTest : public ::testing::Test {
+ protected:
+  LockCoreTest() { reset({.waiters = 8}); }
+
+  void reset(LockCore::Limits limits) { core_ = std::make_unique<LockCore>(limits); }
+
+  static LockTarget target(const UniqueFd& fd, std::uint64_t handle, int access = O_RDWR) {
+    return {.node = kNode,
+            .handle = HandleId{handle},
+            .fd = fd.ref(),
+            .open_flags = static_cast<std::uint32_t>(access)};
+  }
+
+  // The errno of setting a lock, 0 for success.
+  int set(const fuse::LockArgs& wanted) { return set(target_, wanted); }
+  int set(const LockTarget& through, const fuse::LockArgs& wanted, std::uint64_t unique = 1) {
+    fuse::Call call{.unique = unique,
+                    .node = through.node,
+                    .caller = {},
+                    .security = {},
+                    .session = session_,
+                    .scheduler = scheduler_};
+    const auto result = core_->set(call, through, opener_, wanted);
+    return result ? 0 : result.error().value();
+  }
+
+  // What somebody outside of the table (a process of the host) may lock: 0 or EAGAIN.
+  int outsider(short type, std::uint64_t start, std::uint64_t end) {
+    struct flock lock {};
+    lock.l_type = type;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = static_cast<off_t>(start);
+    lock.l_len = end == kEnd ? 0 : static_cast<off_t>(end - start + 1);
+    if (::fcntl(outside_.number(), F_OFD_SETLK, &lock) != 0) return errno;
+    lock.l_type = F_UNLCK;
+    EXPECT_EQ(::fcntl(outside_.number(), F_OFD_SETLK, &lock), 0);
+    return 0;
+  }
+
+  // Waits until `condition` holds; fails the test when it never does.
+  template <typename Condition>
+  static void until(const Condition& condition) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!condition()) {
+      ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "never came true";
+      std::this_thread::yield();
+    }
+  }
+
+  File file_;
+  UniqueFd fd_ = file_.open(O_RDWR);
+  UniqueFd outside_ = file_.open(O_RDWR);
+  LockTarget target_ = target(fd_, 1);
+  FileOpener opener_{file_};
+  CountingScheduler scheduler_;
+  fuse::Negotiated session_;
+  std::unique_ptr<LockCore> core_;
+};
+
+TEST_F(LockCoreTest, OwnersExcludeEachOtherAndNeverThemselves) {
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+
+  EXPECT_EQ(set(args(kBob, F_WRLCK, 5, 14)), EAGAIN);
+  EXPECT_EQ(set(args(kBob, F_RDLCK, 9, 9)), EAGAIN);
+  EXPECT_EQ(set(args(kBob, F_WRLCK, 10, 14)), 0);
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 0, 9)), 0);
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 3, 5)), 0);
+}
+
+TEST_F(LockCoreTest, ProcessesOfTheHostSeeTheLocks) {
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 10, kEnd)), 0);
+
+  EXPECT_EQ(outsider(F_WRLCK, 0, 9), 0);
+  EXPECT_EQ(outsider(F_WRLCK, 0, 10), EAGAIN);
+  EXPECT_EQ(outsider(F_WRLCK, 1'000'000, 1'000'000), EAGAIN);
+  EXPECT_EQ(outsider(F_RDLCK, 0, kEnd), 0);
+}
+
+TEST_F(LockCoreTest, UnlockingAMiddleLeavesBothEnds) {
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 0, 99)), 0);
+  EXPECT_EQ(set(args(kAlice, F_UNLCK, 40, 59)), 0);
+
+  EXPECT_EQ(outsider(F_WRLCK, 40, 59), 0);
+  EXPECT_EQ(outsider(F_WRLCK, 39, 39), EAGAIN);
+  EXPECT_EQ(outsider(F_WRLCK, 60, 60), EAGAIN);
+  EXPECT_EQ(core_->ranges(), 2U);
+}
+
+TEST_F(LockCoreTest, UnlockingWhatNobodyHoldsIsFineAndOpensNothing) {
+  EXPECT_EQ(set(args(kAlice, F_UNLCK, 0, kEnd)), 0);
+  EXPECT_EQ(core_->owners(), 0U);
+  EXPECT_TRUE(opener_.asked.empty());
+}
+
+TEST_F(LockCoreTest, FlushDropsAllOfItsOwnerAndNothingOfAnother) {
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 50, 59)), 0);
+  EXPECT_EQ(set(args(kBob, F_WRLCK, 100, 109)), 0);
+
+  core_->flush(kNode, kAlice);
+
+  EXPECT_EQ(outsider(F_WRLCK, 0, 99), 0);
+  EXPECT_EQ(outsider(F_WRLCK, 100, 100), EAGAIN);
+  EXPECT_EQ(core_->owners(), 1U);
+  EXPECT_EQ(core_->ranges(), 1U);
+}
+
+TEST_F(LockCoreTest, ReleaseDropsWhatWasSetThroughTheHandle) {
+  const LockTarget other = target(fd_, 2);
+  EXPECT_EQ(set(target_, args(kAlice, F_WRLCK, 0, 9)), 0);
+  EXPECT_EQ(set(other, args(kAlice, F_WRLCK, 10, 19)), 0);
+  EXPECT_EQ(set(target_, args(kBob, F_WRLCK, 20, 29)), 0);
+
+  core_->release(target_, false);
+
+  EXPECT_EQ(outsider(F_WRLCK, 0, 9), 0);
+  EXPECT_EQ(outsider(F_WRLCK, 10, 10), EAGAIN);
+  EXPECT_EQ(outsider(F_WRLCK, 20, 29), 0);
+  EXPECT_EQ(core_->owners(), 1U);
+}
+
+TEST_F(LockCoreTest, ClearDropsEverything) {
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  EXPECT_EQ(set(args(kBob, F_WRLCK, 10, 19)), 0);
+
+  core_->clear();
+
+  EXPECT_EQ(outsider(F_WRLCK, 0, kEnd), 0);
+  EXPECT_EQ(core_->owners(), 0U);
+  EXPECT_EQ(core_->ranges(), 0U);
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+}
+
+TEST_F(LockCoreTest, TheEndOfTheTableDropsEverything) {
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  core_.reset();
+  EXPECT_EQ(outsider(F_WRLCK, 0, kEnd), 0);
+}
+
+TEST_F(LockCoreTest, RefusesTypesAndRangesThatMeanNothing) {
+  EXPECT_EQ(set(args(kAlice, 3, 0, 9)), EINVAL);
+  EXPECT_EQ(set(args(kAlice, 0xffffffff, 0, 9)), EINVAL);
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 10, 9)), EINVAL);
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 0, kEnd + 1)), EINVAL);
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, kEnd + 1, kEnd + 1)), EINVAL);
+  EXPECT_EQ(core_->get(target_, args(kAlice, F_UNLCK, 0, 9)).error(), Errno{EINVAL});
+  EXPECT_EQ(core_->get(target_, flock_args(F_WRLCK)).error(), Errno{EINVAL});
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, kEnd, kEnd)), 0);
+}
+
+TEST_F(LockCoreTest, ALockNeedsTheAccessOfItsHandle) {
+  const LockTarget reader = target(fd_, 2, O_RDONLY);
+  const LockTarget writer = target(fd_, 3, O_WRONLY | O_APPEND);
+
+  EXPECT_EQ(set(reader, args(kAlice, F_WRLCK, 0, 9)), EBADF);
+  EXPECT_EQ(set(writer, args(kAlice, F_RDLCK, 0, 9)), EBADF);
+  EXPECT_EQ(set(reader, args(kAlice, F_RDLCK, 0, 9)), 0);
+  EXPECT_EQ(set(writer, args(kAlice, F_WRLCK, 10, 19)), 0);
+  EXPECT_EQ(set(reader, args(kAlice, F_UNLCK, 0, 19)), 0);
+}
+
+TEST_F(LockCoreTest, ASharedLockOpensTheFileForReadingOnly) {
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 0, 9)), 0);
+  EXPECT_EQ(opener_.asked, std::vector<int>{O_RDONLY});
+}
+
+TEST_F(LockCoreTest, OneDescriptorServesAllLocksOfAnOwner) {
+  for (std::uint64_t i = 0; i < 10; ++i) EXPECT_EQ(set(args(kAlice, F_WRLCK, i * 10, i * 10)), 0);
+  EXPECT_EQ(set(args(kAlice, F_UNLCK, 0, kEnd)), 0);
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 0, 0)), 0);
+  EXPECT_EQ(opener_.asked, std::vector<int>{O_RDWR});
+}
+
+TEST_F(LockCoreTest, AnUpgradeToWritingKeepsTheSharedLocks) {
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 0, 9)), 0);
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 20, 29)), 0);
+
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 20, 24)), 0);
+
+  EXPECT_EQ(opener_.asked, (std::vector<int>{O_RDONLY, O_RDWR}));
+  EXPECT_EQ(outsider(F_WRLCK, 0, 0), EAGAIN);
+  EXPECT_EQ(outsider(F_RDLCK, 0, 0), 0);
+  EXPECT_EQ(outsider(F_RDLCK, 20, 20), EAGAIN);
+  EXPECT_EQ(outsider(F_WRLCK, 29, 29), EAGAIN);
+  EXPECT_EQ(outsider(F_RDLCK, 25, 29), 0);
+}
+
+TEST_F(LockCoreTest, AFileThatMayOnlyBeWrittenTakesWriteLocks) {
+  opener_.refused = O_RDWR;
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  EXPECT_EQ(opener_.asked, (std::vector<int>{O_RDWR, O_WRONLY}));
+
+  // A shared lock needs another description, which the exclusive one would exclude.
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 20, 29)), EBADF);
+  EXPECT_EQ(outsider(F_RDLCK, 0, 0), EAGAIN);
+}
+
+TEST_F(LockCoreTest, LackOfDescriptorsIsLackOfLocks) {
+  opener_.refused = O_RDONLY;
+  opener_.error = EMFILE;
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 0, 9)), ENOLCK);
+  opener_.error = EACCES;
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 0, 9)), EACCES);
+}
+
+TEST_F(LockCoreTest, GetNamesTheGuestsOwnHolder) {
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 10, 19)), 0);
+
+  const auto found = core_->get(target_, args(kBob, F_RDLCK, 0, kEnd));
+
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found->type, static_cast<std::uint32_t>(F_WRLCK));
+  EXPECT_EQ(found->start, 10U);
+  EXPECT_EQ(found->end, 19U);
+  EXPECT_EQ(found->pid, 1001U);
+}
+
+TEST_F(LockCoreTest, GetSeesNothingInItsOwnersWay) {
+  EXPECT_EQ(set(args(kAlice, F_WRLCK, 10, 19)), 0);
+
+  EXPECT_EQ(core_->get(target_, args(kAlice, F_WRLCK, 0, kEnd))->type,
+            static_cast<std::uint32_t>(F_UNLCK));
+  EXPECT_EQ(core_->get(target_, args(kBob, F_WRLCK, 20, kEnd))->type,
+            static_cast<std::uint32_t>(F_UNLCK));
+}
+
+TEST_F(LockCoreTest, GetGivesNoPidForAHolderOutsideTheGuest) {
+  struct flock lock {};
+  lock.l_type = F_RDLCK;
+  lock.l_start = 5;
+  ASSERT_EQ(::fcntl(outside_.number(), F_OFD_SETLK, &lock), 0);
+
+  const auto found = core_->get(target_, args(kAlice, F_WRLCK, 0, 9));
+
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found->type, static_cast<std::uint32_t>(F_RDLCK));
+  EXPECT_EQ(found->start, 5U);
+  EXPECT_EQ(found->end, kEnd);
+  EXPECT_EQ(found->pid, 0U);
+}
+
+TEST_F(LockCoreTest, GetOpensNoDescriptor) {
+  ASSERT_TRUE(core_->get(target_, args(kAlice, F_WRLCK, 0, 9)));
+  EXPECT_TRUE(opener_.asked.empty());
+  EXPECT_EQ(core_->owners(), 0U);
+}
+
+TEST_F(LockCoreTest, OwnersAreBoundedAndIdleOnesMakeRoom) {
+  reset({.waiters = 8, .owners = 3});
+  for (std::uint64_t i = 1; i <= 3; ++i) EXPECT_EQ(set(args(LockOwner{i}, F_RDLCK, 0, 9)), 0);
+  EXPECT_EQ(set(args(LockOwner{4}, F_RDLCK, 0, 9)), ENOLCK);
+
+  EXPECT_EQ(set(args(LockOwner{2}, F_UNLCK, 0, 9)), 0);
+
+  EXPECT_EQ(set(args(LockOwner{4}, F_RDLCK, 0, 9)), 0);
+  EXPECT_EQ(core_->owners(), 3U);
+}
+
+TEST_F(LockCoreTest, RangesAreBoundedAndUnlockingAlwaysGoes) {
+  reset({.waiters = 8, .owners = 8, .ranges = 4});
+  for (std::uint64_t i = 0; i < 4; ++i)
+    EXPECT_EQ(set(args(kAlice, F_RDLCK, i * 10, i * 10 + 5)), 0);
+
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 100, 105)), ENOLCK);
+  EXPECT_EQ(outsider(F_WRLCK, 100, 105), 0);
+  EXPECT_EQ(set(args(kAlice, F_UNLCK, 2, 3)), 0);
+  EXPECT_EQ(core_->ranges(), 5U);
+  EXPECT_EQ(set(args(kAlice, F_UNLCK, 0, kEnd)), 0);
+  EXPECT_EQ(core_->ranges(), 0U);
+  EXPECT_EQ(set(args(kAlice, F_RDLCK, 100, 105)), 0);
+}
+
+// The table against what the kernel says of every byte, after every step.
+TEST_F(LockCoreTest, TheTableAgreesWithTheKernel) {
+  constexpr std::uint64_t kBytes = 40;
+  std::mt19937 random{12345};
+  std::array<std::array<std::uint32_t, kBytes>, 2> model;
+  for (auto& bytes : model) bytes.fill(F_UNLCK);
+  const auto conflicts = [](std::uint32_t a, std::uint32_t b) {
+    return a != F_UNLCK && b != F_UNLCK && (a == F_WRLCK || b == F_WRLCK);
+  };
+
+  for (int step = 0; step < 3000; ++step) {
+    const std::size_t who = random() % 2;
+    const std::uint64_t start = random() % kBytes;
+    const std::uint64_t end = start + random() % (kBytes - start);
+    const std::uint32_t type = random() % 3;
+    const LockTarget through = target(fd_, random() % 3);
+    bool expected = true;
+    for (std::uint64_t at = start; at <= end; ++at) {
+      expected = expected && !conflicts(type, model[1 - who][at]);
+    }
+    ASSERT_EQ(set(through, args(LockOwner{who + 1}, type, start, end)), expected ? 0 : EAGAIN);
+    if (expected) {
+      for (std::uint64_t at = start; at <= end; ++at) model[who][at] = type;
+    }
+    for (std::uint64_t at = 0; at < kBytes; at += 3) {
+      const bool any = model[0][at] != F_UNLCK || model[1][at] != F_UNLCK;
+      const bool write = model[0][at] == F_WRLCK || model[1][at] == F_WRLCK;
+      ASSERT_EQ(outsider(F_WRLCK, at, at), any ? EAGAIN : 0) << "byte " << at;
+      ASSERT_EQ(outsider(F_RDLCK, at, at), write ? EAGAIN : 0) << "byte " << at;
+    }
+  }
+  for (std::uint64_t handle = 0; handle < 3; ++handle) core_->release(target(fd_, handle), false);
+  EXPECT_EQ(core_->ranges(), 0U);
+  EXPECT_EQ(core_->owners(), 0U);
+  EXPECT_EQ(outsider(F_WRLCK, 0, kEnd), 0);
+}
+
+TEST_F(LockCoreTest, ManyThreadsOfTheSameOwnersLeaveNothingBehind) {
+  reset({.waiters = 64});
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < 4; ++t) {
+    threads.emplace_back([this, t] {
+      std::mt19937 random{t};
+      FileOpener opener{file_};
+      for (int i = 0; i < 500; ++i) {
+        const LockOwner owner{1 + random() % 2};
+        const std::uint64_t start = random() % 20;
+        auto wanted = args(owner, random() % 3, start, start + random() % 10);
+        const LockTarget through = target(fd_, t);
+        fuse::Call call{.unique = t,
+                        .node = kNode,
+                        .caller = {},
+                        .security = {},
+                        .session = session_,
+                        .scheduler = scheduler_};
+        (void)core_->set(call, through, opener, wanted);
+        if (i % 50 == 0) core_->flush(kNode, owner);
+        if (i % 70 == 0) core_->release(through, true);
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  core_->flush(kNode, LockOwner{1});
+  core_->flush(kNode, LockOwner{2});
+
+  EXPECT_EQ(core_->ranges(), 0U);
+  EXPECT_EQ(core_->owners(), 0U);
+  EXPECT_EQ(outsider(F_WRLCK, 0, kEnd), 0);
+}
+
+TEST_F(LockCoreTest, AWaitEndsWhenTheHolderUnlocks) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  int waited = -1;
+  std::thread bob([&] { waited = set(target_, waiting(args(kBob, F_WRLCK, 5, 14)), 2); });
+  until([&] { return core_->waiters() == 1; });
+
+  ASSERT_EQ(set(args(kAlice, F_UNLCK, 0, 9)), 0);
+  bob.join();
+
+  EXPECT_EQ(waited, 0);
+  EXPECT_EQ(outsider(F_WRLCK, 5, 14), EAGAIN);
+  EXPECT_EQ(scheduler_.begun, 1);
+  EXPECT_EQ(scheduler_.ended, 1);
+  EXPECT_EQ(core_->waiters(), 0U);
+}
+
+TEST_F(LockCoreTest, AWaitEndsWhenAProcessOfTheHostUnlocks) {
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  ASSERT_EQ(::fcntl(outside_.number(), F_OFD_SETLK, &lock), 0);
+  int waited = -1;
+  std::thread alice([&] { waited = set(waiting(args(kAlice, F_RDLCK, 0, 9))); });
+  until([&] { return core_->waiters() == 1; });
+
+  lock.l_type = F_UNLCK;
+  ASSERT_EQ(::fcntl(outside_.number(), F_OFD_SETLK, &lock), 0);
+  alice.join();
+
+  EXPECT_EQ(waited, 0);
+}
+
+TEST_F(LockCoreTest, AFreeLockIsGivenWithoutTellingTheScheduler) {
+  EXPECT_EQ(set(waiting(args(kAlice, F_WRLCK, 0, 9))), 0);
+  EXPECT_EQ(scheduler_.begun, 0);
+}
+
+TEST_F(LockCoreTest, AWaitEndsByInterruptOfItsRequestOnly) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  int waited = -1;
+  std::thread bob([&] { waited = set(target_, waiting(args(kBob, F_WRLCK, 0, 9)), 42); });
+  until([&] { return core_->waiters() == 1; });
+
+  core_->interrupt(41);
+  EXPECT_EQ(core_->waiters(), 1U);
+  core_->interrupt(42);
+  bob.join();
+
+  EXPECT_EQ(waited, EINTR);
+  EXPECT_EQ(scheduler_.ended, 1);
+}
+
+TEST_F(LockCoreTest, AnInterruptIsNeverLostHoweverItIsTimed) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  for (std::uint64_t round = 0; round < 300; ++round) {
+    int waited = -1;
+    std::thread bob([&] { waited = set(target_, waiting(args(kBob, F_WRLCK, 0, 9)), round); });
+    until([&] { return core_->waiters() == 1; });
+    core_->interrupt(round);
+    bob.join();
+    ASSERT_EQ(waited, EINTR);
+  }
+}
+
+TEST_F(LockCoreTest, ASignalThatCancelsNothingEndsNoWait) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  int waited = -1;
+  std::thread bob([&] { waited = set(target_, waiting(args(kBob, F_WRLCK, 0, 9)), 2); });
+  until([&] { return core_->waiters() == 1; });
+
+  for (int i = 0; i < 100; ++i)
+    ASSERT_EQ(::pthread_kill(bob.native_handle(), lock_wake_signal()), 0);
+  EXPECT_EQ(core_->waiters(), 1U);
+  ASSERT_EQ(set(args(kAlice, F_UNLCK, 0, 9)), 0);
+  bob.join();
+
+  EXPECT_EQ(waited, 0);
+}
+
+TEST_F(LockCoreTest, AWaitEndsInAThreadThatBlocksTheSignal) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  int waited = -1;
+  bool still_blocked = false;
+  std::thread bob([&] {
+    sigset_t all;
+    sigset_t now;
+    sigfillset(&all);
+    ::pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    waited = set(target_, waiting(args(kBob, F_WRLCK, 0, 9)), 2);
+    ::pthread_sigmask(SIG_BLOCK, nullptr, &now);
+    still_blocked = sigismember(&now, lock_wake_signal()) == 1;
+  });
+  until([&] { return core_->waiters() == 1; });
+
+  core_->interrupt(2);
+  bob.join();
+
+  EXPECT_EQ(waited, EINTR);
+  EXPECT_TRUE(still_blocked);
+}
+
+TEST_F(LockCoreTest, CancelWaitsEndsAllWaitsAndKeepsTheLocks) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  std::array<int, 4> waited{};
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < waited.size(); ++i) {
+    threads.emplace_back([&, i] {
+      FileOpener opener{file_};
+      fuse::Call call{.unique = i,
+                      .node = kNode,
+                      .caller = {},
+                      .security = {},
+                      .session = session_,
+                      .scheduler = scheduler_};
+      const auto result =
+          core_->set(call, target_, opener, waiting(args(LockOwner{10 + i}, F_WRLCK, 0, 9)));
+      waited[i] = result ? 0 : result.error().value();
+    });
+  }
+  until([&] { return core_->waiters() == 4; });
+
+  core_->cancel_waits();
+  for (auto& thread : threads) thread.join();
+
+  EXPECT_EQ(waited, (std::array<int, 4>{EINTR, EINTR, EINTR, EINTR}));
+  EXPECT_EQ(outsider(F_WRLCK, 0, 9), EAGAIN);
+}
+
+TEST_F(LockCoreTest, ClearEndsAWaitAndItsLockNeverAppears) {
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  ASSERT_EQ(::fcntl(outside_.number(), F_OFD_SETLK, &lock), 0);
+  int waited = -1;
+  std::thread alice([&] { waited = set(waiting(args(kAlice, F_WRLCK, 0, 9))); });
+  until([&] { return core_->waiters() == 1; });
+
+  core_->clear();
+  alice.join();
+  lock.l_type = F_UNLCK;
+  ASSERT_EQ(::fcntl(outside_.number(), F_OFD_SETLK, &lock), 0);
+
+  EXPECT_EQ(waited, EINTR);
+  const UniqueFd third = file_.open(O_RDWR);
+  lock.l_type = F_WRLCK;
+  EXPECT_EQ(::fcntl(third.number(), F_OFD_SETLK, &lock), 0);
+}
+
+TEST_F(LockCoreTest, ReleaseOfTheHandleEndsItsWait) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  const LockTarget other = target(fd_, 2);
+  int waited = -1;
+  std::thread bob([&] { waited = set(other, waiting(args(kBob, F_WRLCK, 0, 9)), 2); });
+  until([&] { return core_->waiters() == 1; });
+
+  core_->release(other, false);
+  bob.join();
+
+  EXPECT_EQ(waited, EINTR);
+  EXPECT_EQ(outsider(F_WRLCK, 0, 9), EAGAIN);
+  core_->flush(kNode, kAlice);
+  EXPECT_EQ(outsider(F_WRLCK, 0, 9), 0);
+}
+
+TEST_F(LockCoreTest, AFlushLeavesItsOwnersWaitAlone) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  ASSERT_EQ(set(args(kBob, F_WRLCK, 20, 29)), 0);
+  int waited = -1;
+  std::thread bob([&] { waited = set(target_, waiting(args(kBob, F_WRLCK, 0, 9)), 2); });
+  until([&] { return core_->waiters() == 1; });
+
+  core_->flush(kNode, kBob);
+  EXPECT_EQ(outsider(F_WRLCK, 20, 29), 0);
+  core_->flush(kNode, kAlice);
+  bob.join();
+
+  EXPECT_EQ(waited, 0);
+  EXPECT_EQ(outsider(F_WRLCK, 0, 9), EAGAIN);
+}
+
+TEST_F(LockCoreTest, AWaitDoesNotBeginInAQueueThatStops) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  scheduler_.stops = true;
+  EXPECT_EQ(set(waiting(args(kBob, F_WRLCK, 0, 9))), EINTR);
+  EXPECT_EQ(scheduler_.begun, scheduler_.ended);
+}
+
+TEST_F(LockCoreTest, TheSchedulerMayRefuseAWait) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  scheduler_.refuses = true;
+  EXPECT_EQ(set(waiting(args(kBob, F_WRLCK, 0, 9))), ENOLCK);
+  EXPECT_EQ(scheduler_.ended, 0);
+}
+
+TEST_F(LockCoreTest, WaitersAreBounded) {
+  reset({.waiters = 1});
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  int waited = -1;
+  std::thread bob([&] { waited = set(target_, waiting(args(kBob, F_WRLCK, 0, 9)), 2); });
+  until([&] { return core_->waiters() == 1; });
+
+  EXPECT_EQ(set(waiting(args(LockOwner{3}, F_WRLCK, 0, 9))), ENOLCK);
+  EXPECT_EQ(set(args(LockOwner{3}, F_WRLCK, 0, 9)), EAGAIN);
+  core_->cancel_waits();
+  bob.join();
+
+  EXPECT_EQ(waited, EINTR);
+  EXPECT_EQ(scheduler_.begun, scheduler_.ended);
+}
+
+// Threads of one process wait, unlock and close at once; whatever order that
+// takes, the table and the kernel end up the same.
+TEST_F(LockCoreTest, WaitsAmidUnlocksAndFlushesOfTheirOwnerStayTrue) {
+  std::atomic<bool> done{false};
+  std::thread meddler([&] {
+    FileOpener opener{file_};
+    fuse::Call call{.unique = 9,
+                    .node = kNode,
+                    .caller = {},
+                    .security = {},
+                    .session = session_,
+                    .scheduler = scheduler_};
+    while (!done) {
+      core_->flush(kNode, kBob);
+      (void)core_->set(call, target_, opener, args(kBob, F_UNLCK, 3, 6));
+    }
+  });
+  for (int i = 0; i < 200; ++i) {
+    ASSERT_EQ(set(waiting(args(kAlice, F_WRLCK, 0, 9))), 0);
+    int waited = -1;
+    std::thread bob([&] {
+      FileOpener opener{file_};
+      fuse::Call call{.unique = 2,
+                      .node = kNode,
+                      .caller = {},
+                      .security = {},
+                      .session = session_,
+                      .scheduler = scheduler_};
+      const auto result = core_->set(call, target_, opener, waiting(args(kBob, F_WRLCK, 0, 9)));
+      waited = result ? 0 : result.error().value();
+    });
+    ASSERT_EQ(set(args(kAlice, F_UNLCK, 0, 9)), 0);
+    bob.join();
+    ASSERT_EQ(waited, 0);
+  }
+  done = true;
+  meddler.join();
+  core_->flush(kNode, kBob);
+
+  EXPECT_EQ(core_->ranges(), 0U);
+  EXPECT_EQ(outsider(F_WRLCK, 0, kEnd), 0);
+}
+
+TEST_F(LockCoreTest, FlockBelongsToTheOpenFile) {
+  const UniqueFd second = file_.open(O_RDWR);
+  const LockTarget other = target(second, 2);
+  EXPECT_EQ(set(flock_args(F_WRLCK)), 0);
+
+  EXPECT_EQ(set(other, flock_args(F_RDLCK)), EAGAIN);
+  EXPECT_EQ(set(flock_args(F_RDLCK)), 0);
+  EXPECT_EQ(set(other, flock_args(F_RDLCK)), 0);
+  EXPECT_EQ(::flock(outside_.number(), LOCK_EX | LOCK_NB), -1);
+  EXPECT_EQ(set(flock_args(F_UNLCK)), 0);
+  EXPECT_EQ(set(other, flock_args(F_UNLCK)), 0);
+  EXPECT_EQ(::flock(outside_.number(), LOCK_EX | LOCK_NB), 0);
+}
+
+TEST_F(LockCoreTest, FlockAndRecordLocksDoNotMeet) {
+  const UniqueFd second = file_.open(O_RDWR);
+  EXPECT_EQ(set(flock_args(F_WRLCK)), 0);
+  EXPECT_EQ(set(target(second, 2), args(kBob, F_WRLCK, 0, kEnd)), 0);
+}
+
+TEST_F(LockCoreTest, ReleaseUnlocksAFlockThoughTheDescriptorLivesOn) {
+  EXPECT_EQ(set(flock_args(F_WRLCK)), 0);
+  core_->release(target_, false);
+  EXPECT_EQ(::flock(outside_.number(), LOCK_EX | LOCK_NB), -1);
+
+  core_->release(target_, true);
+  EXPECT_EQ(::flock(outside_.number(), LOCK_EX | LOCK_NB), 0);
+}
+
+TEST_F(LockCoreTest, AFlockWaitEndsWhenTheHolderUnlocks) {
+  ASSERT_EQ(::flock(outside_.number(), LOCK_EX), 0);
+  int waited = -1;
+  std::thread alice([&] { waited = set(waiting(flock_args(F_RDLCK))); });
+  until([&] { return core_->waiters() == 1; });
+
+  ASSERT_EQ(::flock(outside_.number(), LOCK_UN), 0);
+  alice.join();
+
+  EXPECT_EQ(waited, 0);
+  EXPECT_EQ(::flock(outside_.number(), LOCK_EX | LOCK_NB), -1);
+}
+
+TEST_F(LockCoreTest, AFlockWaitEndsByInterrupt) {
+  ASSERT_EQ(::flock(outside_.number(), LOCK_EX), 0);
+  int waited = -1;
+  std::thread alice([&] { waited = set(target_, waiting(flock_args(F_RDLCK)), 5); });
+  until([&] { return core_->waiters() == 1; });
+
+  core_->interrupt(5);
+  alice.join();
+
+  EXPECT_EQ(waited, EINTR);
+}
+
+TEST(LockTable, LocksThroughHandlesOfTheStores) {
+  std::string root = "/tmp/lock-table-XXXXXX";
+  ASSERT_NE(::mkdtemp(root.data()), nullptr);
+  sys::set_proc_self_fd(UniqueFd{::open("/proc/self/fd", O_PATH | O_CLOEXEC)});
+  const std::string path = root + "/file";
+  const auto open = [&] {
+    return UniqueFd{::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)};
+  };
+  const UniqueFd outside = open();
+  InodeStore::Settings settings;
+  settings.max_inodes = 1U << 12;
+  auto store = std::move(InodeStore::create(
+                             UniqueFd{::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)},
+                             std::move(settings)))
+                   .value();
+  HandleTable handles{*store, 16};
+  LockTable locks{*store, 4};
+  fuse::NullScheduler scheduler;
+  const fuse::Negotiated session;
+  struct statx attributes {};
+  auto root_node = std::move(store->pin(NodeId{1})).value();
+  auto inode =
+      std::move(store->lookup(root_node, std::move(Name::parse("file")).value(), 0, &attributes))
+          .value();
+  const NodeId node = inode.id();
+  const HandleId id = handles.insert(HandleKind::kFile, std::move(inode), open(), O_RDWR).value();
+  fuse::Call call{.unique = 1,
+                  .node = node,
+                  .caller = {},
+                  .security = {},
+                  .session = session,
+                  .scheduler = scheduler};
+  const auto free = [&] {
+    struct flock lock {};
+    lock.l_type = F_WRLCK;
+    if (::fcntl(outside.number(), F_OFD_SETLK, &lock) != 0) return false;
+    lock.l_type = F_UNLCK;
+    return ::fcntl(outside.number(), F_OFD_SETLK, &lock) == 0;
+  };
+  {
+    const HandleRef handle = std::move(handles.find(id, HandleKind::kFile, node)).value();
+    ASSERT_TRUE(locks.set(call, handle, args(kAlice, F_RDLCK, 0, 9)));
+    ASSERT_TRUE(locks.set(call, handle, args(kAlice, F_WRLCK, 5, 9)));
+    EXPECT_EQ(locks.get(handle, args(kBob, F_RDLCK, 0, 9))->pid, 1001U);
+    EXPECT_FALSE(free());
+    locks.flush(node, kAlice);
+    EXPECT_TRUE(free());
+    ASSERT_TRUE(locks.set(call, handle, args(kBob, F_WRLCK, 0, kEnd)));
+    ASSERT_TRUE(locks.set(call, handle, flock_args(F_WRLCK)));
+    locks.release(handle, kBob, FUSE_RELEASE_FLOCK_UNLOCK);
+    EXPECT_TRUE(free());
+    EXPECT_EQ(::flock(outside.number(), LOCK_EX | LOCK_NB), 0);
+  }
+  ASSERT_TRUE(handles.release(id, HandleKind::kFile, node));
+  ::unlink(path.c_str());
+  ::rmdir(root.c_str());
+}
+
+}  // namespace
+}  // namespace virtiofsd
