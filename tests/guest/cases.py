@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What a guest must be able to do on the share, one function a case.
+
+A case gets a booted guest with the share on /mnt and the shared folder on the
+host. It ends with an exception where something isn't as it should be. `case`
+names the guests it runs in, what the daemon is told, and how QEMU's device and
+machine are shaped.
+"""
+
+import fcntl
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+from guest import Failed
+
+
+@dataclass
+class Case:
+    check: Callable
+    kinds: tuple
+    options: tuple
+    queues: int
+    cpus: int
+
+
+CASES = {}
+
+
+def case(kinds=("uml", "qemu"), options=(), queues=1, cpus=1):
+    def add(check):
+        CASES[check.__name__.replace("_", "-")] = Case(check, kinds, options, queues, cpus)
+        return check
+    return add
+
+
+def expect(condition, words):
+    if not condition:
+        raise Failed(words)
+
+
+def on_host(folder, script):
+    """Runs bash `script` in `folder` on the host."""
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=folder, text=True,
+                          capture_output=True, timeout=120, check=False,
+                          env={**os.environ, "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"})
+    expect(done.returncode == 0, f"status {done.returncode} on the host of:\n{script}\n{done.stderr}")
+    return done.stdout
+
+
+# Everything that can be seen of a tree, in an order of its own.
+LISTING = r"""
+export LC_ALL=C TZ=UTC
+cd TREE
+find . -printf '%P|%y|%m|%n|%U|%G|%s|%T+|%l\n' | sort
+find . -type f -print0 | sort -z | xargs -0 sha256sum
+"""
+
+
+def same_tree(guest, host, tree="."):
+    """The guest and the host see the same tree, to the nanosecond and the last byte."""
+    listing = LISTING.replace("TREE", tree)
+    seen, real = guest.run(listing), on_host(host, listing)
+    if seen != real:
+        differ = sorted(set(seen.splitlines()) ^ set(real.splitlines()))
+        raise Failed("guest and host differ in:\n" + "\n".join(differ[:40]))
+    return seen
+
+
+MAKE_TREE = r"""
+mkdir -p TREE/deep/er/still TREE/empty
+cd TREE
+for i in $(seq 1 150); do echo "file $i" > deep/er/file-$i; done
+head -c 3000000 /dev/urandom > big
+truncate -s 5M sparse
+printf x | dd of=sparse bs=1 seek=4000000 conv=notrunc status=none
+: > zero
+ln -s deep/er link
+ln -s /nowhere/at/all dangling
+ln big deep/hard-link
+mkfifo fifo
+touch "a name with spaces" $'new\nline' 'ünï©ode' -- --dashes
+chmod 4755 zero; chmod 1777 empty; chmod 600 big; chmod 750 deep
+touch -d '1999-12-31 23:59:59.123456789 UTC' 'a name with spaces'
+touch -h -d '2001-02-03 04:05:06.000000007 UTC' dangling
+touch -d '2038-01-20 00:00:00 UTC' zero
+"""
+
+
+@case()
+def mount(guest, host):
+    """The share is mounted, shows what the host has, and takes what the guest writes."""
+    (host / "from-host").write_text("hello guest\n")
+    expect(guest.run("cat from-host") == "hello guest\n", "the guest reads something else")
+    guest.run("echo hello host > from-guest")
+    expect((host / "from-guest").read_text() == "hello host\n", "the host reads something else")
+    expect("virtiofs" in guest.run("stat -f -c %T . ; grep ' /mnt ' /proc/mounts"), "not a virtiofs")
+    blocks = guest.run("stat -f -c '%b %c %l %S' .")
+    expect(blocks == on_host(host, "stat -f -c '%b %c %l %S' ."), "statfs differs")
+
+
+@case()
+def file_operations(guest, host):
+    """The operations of everyday, each with what must be refused."""
+    guest.run(r"""
+      echo one > a; echo two >> a; [ "$(cat a)" = $'one\ntwo' ]
+      mv a b; [ ! -e a ]; ln b c; [ "$(stat -c %h b)" = 2 ]; [ b -ef c ]; rm b; [ "$(stat -c %h c)" = 1 ]
+      ln -s c d; [ "$(readlink d)" = c ]; [ "$(cat d)" = $'one\ntwo' ]
+      mkdir -p dir/sub; touch dir/sub/file
+      ! rmdir dir 2>err; grep -q 'not empty' err
+      ! mkdir dir 2>err; grep -q 'File exists' err
+      ! cat none 2>err; grep -q 'No such file' err
+      ! cat c/x 2>err; grep -q 'Not a directory' err
+      ! mv dir dir/sub 2>err
+      mv dir moved; [ -f moved/sub/file ]; rm -r moved; [ ! -e moved ]
+      truncate -s 10000 c; [ "$(stat -c %s c)" = 10000 ]; truncate -s 3 c; [ "$(cat c)" = one ]
+      chmod 640 c; [ "$(stat -c %a c)" = 640 ]
+      touch -d @1234567890.5 c; [ "$(stat -c %.1Y c)" = 1234567890.5 ]
+      mkfifo pipe; [ -p pipe ]
+      name=$(printf 'n%.0s' $(seq 255)); : > $name; [ -e $name ]
+      ! : 2>err > ${name}n; rm $name
+      head -c 5000000 /dev/urandom > source; cp source copy; cmp source copy
+      dd if=source of=copy bs=64k conv=notrunc oflag=append status=none; [ "$(stat -c %s copy)" = 10000000 ]
+      (umask 027; : > masked; mkdir masked-dir); [ "$(stat -c %a masked masked-dir)" = $'640\n750' ]
+      for i in $(seq 300); do : > many-$i; done; [ "$(ls | grep -c many-)" = 300 ]; rm many-*
+      ls > /dev/null; sync; rm err
+    """)
+    expect(sorted(os.listdir(host)) == ["c", "copy", "d", "masked", "masked-dir", "pipe", "source"],
+           f"the host has {sorted(os.listdir(host))}")
+    expect((host / "copy").read_bytes() == (host / "source").read_bytes() * 2, "copy differs on the host")
+
+
+@case()
+def ownership(guest, host):
+    """Files belong to who made them, in the guest's own terms, and modes are held against it."""
+    if os.geteuid() != 0:
+        raise Skipped("only root can give files away")
+    os.chmod(host, 0o777)
+    guest.run(r"""
+      as() { setpriv --reuid "$1" --regid "$2" --groups "$3" -- bash -euc "$4"; }
+      as 1234 567 1 ': > mine; mkdir -m 700 private; : > private/secret'
+      [ "$(stat -c '%u:%g' mine)" = 1234:567 ]
+      ! as 1235 567 1 'cat private/secret' 2>/dev/null
+      ! as 1235 568 1 'echo x >> mine' 2>/dev/null
+      ! as 1235 568 1 'chmod 777 mine' 2>/dev/null
+      mkdir shared; chgrp 4321 shared; chmod 2770 shared
+      as 1234 4321 1 ': > shared/file; mkdir shared/dir'
+      [ "$(stat -c '%u:%g' shared/file)" = 1234:4321 ]
+      [ "$(stat -c %g:%a shared/dir)" = 4321:2755 ]
+      ! as 1235 567 1 ': > shared/not' 2>/dev/null
+      chown 77:88 mine; [ "$(stat -c '%u:%g' mine)" = 77:88 ]
+      : > suid; chmod 6755 suid; chown 1234:567 suid; chmod 6755 suid
+      as 1234 567 1 'echo x >> suid'; [ "$(stat -c %a suid)" = 755 ]
+      chmod 1777 .; ! as 1235 568 1 'rm mine' 2>/dev/null; chmod 777 .
+    """)
+    owner = (host / "shared" / "file").stat()
+    expect((owner.st_uid, owner.st_gid) == (1234, 4321), "the host sees another owner")
+
+
+FIO = """
+fio --name=verify --directory=/mnt --size={size} --bs={bs} --rw=randrw --ioengine={engine} --iodepth={depth} \
+    --direct={direct} --verify=crc32c --verify_fatal=1 --do_verify=1 --randrepeat=1 --thread \
+    --fallocate=none --output-format=terse > /tmp/fio.out || {{ cat /tmp/fio.out; exit 1; }}
+"""
+
+
+@case()
+def fio_buffered(guest, host):
+    """What fio writes through the guest's cache, it reads back."""
+    guest.run(FIO.format(size="24m", bs="4k-64k", engine="psync", depth=1, direct=0))
+    guest.run("echo 3 > /proc/sys/vm/drop_caches; rm /mnt/verify.0.0")
+    guest.run(FIO.format(size="8m", bs="16k", engine="mmap", depth=1, direct=0))
+
+
+@case()
+def fio_direct(guest, host):
+    """The same without the guest's cache, one at a time and many at once."""
+    guest.run(FIO.format(size="8m", bs="4k-128k", engine="psync", depth=1, direct=1))
+    guest.run(FIO.format(size="8m", bs="4k-128k", engine="libaio", depth=16, direct=1))
+
+
+@case()
+def git(guest, host):
+    """git clones, commits and finds every object whole; the host's git agrees."""
+    who = "-c user.name=T -c user.email=t@example.org -c safe.directory=*"
+    on_host(host, f"""
+      git init -q -b main origin; cd origin
+      for i in $(seq 60); do mkdir -p d$((i % 7)); seq $i $((i * 20)) > d$((i % 7))/f$i; done
+      git add .; git {who} commit -qm first
+      echo more >> d1/f1; git {who} commit -qam second
+    """)
+    guest.run(f"""
+      git config --global safe.directory '*'
+      git clone -q file:///mnt/origin clone 2>&1
+      cd clone
+      git {who} log --oneline | wc -l | grep -qx 2
+      echo new > new; git mv d1/f1 d1/renamed; git add .
+      git {who} commit -qm third
+      git checkout -q -b side HEAD~1; echo side > side; git add side; git {who} commit -qm side
+      git {who} merge -q --no-edit main
+      git gc -q; git fsck --full --strict 2>&1
+      [ -z "$(git status --porcelain)" ]
+    """)
+    on_host(host / "clone", f"""
+      git {who} fsck --full --strict 2>&1
+      [ -z "$(git {who} status --porcelain)" ]; [ "$(git {who} rev-list --count HEAD)" = 5 ]
+    """)
+
+
+@case()
+def sqlite(guest, host):
+    """A database stays whole with a rollback journal and with a write-ahead log."""
+    guest.run(r"""
+      for mode in delete truncate persist wal; do
+        sqlite3 $mode.db > log 2>&1 <<SQL
+      pragma journal_mode=$mode;
+      create table t(id integer primary key, text text);
+      create index i on t(text);
+      begin; with recursive n(x) as (select 1 union all select x + 1 from n where x < 3000)
+      insert into t select x, hex(randomblob(20)) from n; commit;
+      delete from t where id % 3 = 0;
+      begin; update t set text = 'lost'; rollback;
+      vacuum;
+SQL
+        grep -qx $mode log
+        for i in 1 2; do
+          (for j in $(seq 5); do sqlite3 -cmd '.timeout 20000' $mode.db "insert into t(text) values('$i-$j')"; done) &
+        done
+        wait
+        [ "$(sqlite3 $mode.db 'pragma integrity_check; select count(*) from t;')" = $'ok\n2010' ]
+      done
+    """)
+    for mode in ("delete", "truncate", "persist", "wal"):
+        answer = on_host(host, f"sqlite3 {mode}.db 'pragma integrity_check; select count(*) from t;'")
+        expect(answer == "ok\n2010\n", f"{mode}: the host's sqlite says {answer}")
+
+
+@case()
+def tree_compare(guest, host):
+    """A tree made on the host looks the same in the guest, and the other way round."""
+    on_host(host, MAKE_TREE.replace("TREE", "by-host"))
+    same_tree(guest, host, "by-host")
+    guest.run(MAKE_TREE.replace("TREE", "by-guest"))
+    guest.run("sync")
+    seen = same_tree(guest, host, "by-guest")
+    expect(seen.count("\n") > 300, "the tree is smaller than it was made")
+
+
+@case()
+def tar_round_trip(guest, host):
+    """What tar packs and unpacks in the guest is what the host had."""
+    on_host(host, MAKE_TREE.replace("TREE", "tree"))
+    guest.run("tar --format=posix -cSf packed.tar tree; mkdir unpacked; tar -xpSf packed.tar -C unpacked; sync")
+    listing = LISTING.replace("TREE", "{}")
+    before, after = (on_host(host, listing.format(tree)) for tree in ("tree", "unpacked/tree"))
+    expect(before == after, "the unpacked tree differs:\n" + "\n".join(
+        sorted(set(before.splitlines()) ^ set(after.splitlines()))[:40]))
+    on_host(host, "tar -df packed.tar")
+
+
+@case()
+def special_calls(guest, host):
+    """O_TMPFILE, birth times, file handles, renameat2, holes, file attributes."""
+    guest.run(f"mkdir special; special special {int(time.time()) - 3600}")
+    if subprocess.run(["chattr", "+d", str(host)], capture_output=True, check=False).returncode == 0:
+        guest.run(": > flags; chattr +d flags; lsattr flags | grep -q '^[^ ]*d'")
+        expect("d" in on_host(host, "lsattr flags").split()[0], "the host doesn't see the attribute")
+
+
+@case(options=("-o", "no_flock,no_posix_lock"))
+def local_locks(guest, host):
+    """Locks the guest keeps to itself."""
+    guest.run("mkdir locks; locks locks")
+
+
+@case(options=("-o", "flock,posix_lock"))
+def remote_locks(guest, host):
+    """Locks the host is told of: the same for two guest processes, and between guest and host."""
+    guest.run("mkdir locks; locks locks")
+    guest.run(r"""
+      locks hold file > /tmp/held 2>&1 & echo $! > /tmp/holder
+      for i in $(seq 100); do grep -q held /tmp/held && exit 0; sleep 0.1; done; cat /tmp/held; exit 1
+    """)
+    with open(host / "file", "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            raise Failed("the host doesn't see the guest's lock")
+        guest.run("kill $(cat /tmp/holder); while kill -0 $(cat /tmp/holder) 2>/dev/null; do sleep 0.1; done")
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        expect(guest.try_run("timeout 1 locks hold file")[0] != 124, "the guest doesn't see the host's lock")
+
+
+@case(kinds=("qemu",), queues=4, cpus=2)
+def four_queues(guest, host):
+    """A device with four request queues serves them all at once."""
+    guest.run("for i in 1 2 3 4; do (mkdir w$i; cd w$i; for j in $(seq 40); do echo $i > f$j; mv f$j g$j; done) & done; wait")
+    guest.run(FIO.format(size="4m", bs="4k-64k", engine="psync", depth=1, direct=1) .replace(
+        "--thread", "--thread --numjobs=4"))
+    guest.run("sync")
+    expect(len(list(host.glob("w?/g*"))) == 160, "files are missing on the host")
+    same_tree(guest, host)
+
+
+class Skipped(Exception):
+    """The case can't be run here; the text says why."""
