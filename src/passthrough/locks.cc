@@ -178,6 +178,7 @@ struct Owner {
 struct Waiter {
   std::uint64_t unique = 0;
   HandleId handle;
+  const fuse::Scheduler* scheduler = nullptr;
   pthread_t thread{};
   std::atomic<bool> cancelled{false};
   std::atomic<bool> released{false};  // the handle was released meanwhile
@@ -443,6 +444,7 @@ Result<> LockCore::State::wait(fuse::Call& call, const LockTarget& target, Waite
                                const Block& block) {
   waiter.unique = call.unique;
   waiter.handle = target.handle;
+  waiter.scheduler = &call.scheduler;
   waiter.thread = ::pthread_self();
   TRY(call.scheduler.about_to_wait_for_lock());
   Result<> result = Errno{ENOLCK};
@@ -642,7 +644,7 @@ void LockCore::interrupt(std::uint64_t unique) {
 }
 
 void LockCore::cancel_waits() {
-  state_->cancel(false, [](const Waiter&) { return true; });
+  state_->cancel(false, [](const Waiter& waiter) { return waiter.scheduler->stopping(); });
 }
 
 void LockCore::clear() {
@@ -659,7 +661,7 @@ void LockCore::clear() {
       state_->lose(*owner);
     }
   }
-  cancel_waits();
+  state_->cancel(false, [](const Waiter&) { return true; });
 }
 
 std::uint32_t LockCore::owners() const {

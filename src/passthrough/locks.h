@@ -33,10 +33,9 @@
 
 namespace virtiofsd {
 
-// The signal that ends a blocking lock call early: a handler that does nothing,
-// installed without SA_RESTART by the first LockTable or LockCore. Who stops a
-// queue sends it to the threads that wait (after Scheduler::stopping() turned
-// true) until they have left: one sent just before a thread blocks is lost.
+// The signal that ends a blocking lock call early; nothing else of the process
+// may use it. Its handler does nothing and is installed, without SA_RESTART, by
+// every LockCore. A thread that blocks it is open to it while it waits.
 int lock_wake_signal();
 
 // The descriptor that locks are set through, as LockCore needs to know it.
@@ -115,8 +114,8 @@ class LockTable {
   // The guest gave up on request `unique`: its wait ends with EINTR.
   void interrupt(std::uint64_t unique);
 
-  // Every wait ends with EINTR; locks stay. Before an INIT or DESTROY waits
-  // for the requests in flight.
+  // Waits of calls whose scheduler is stopping() end with EINTR; locks stay.
+  // May be called again and again: a wait that just began is seen next time.
   void cancel_waits();
 
   // Every wait ends with EINTR and every record lock goes (INIT, DESTROY,

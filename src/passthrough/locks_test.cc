@@ -541,7 +541,7 @@ TEST_F(LockCoreTest, AWaitEndsInAThreadThatBlocksTheSignal) {
   EXPECT_TRUE(still_blocked);
 }
 
-TEST_F(LockCoreTest, CancelWaitsEndsAllWaitsAndKeepsTheLocks) {
+TEST_F(LockCoreTest, AStoppingQueueEndsItsWaitsAndKeepsTheLocks) {
   ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
   std::array<int, 4> waited{};
   std::vector<std::thread> threads;
@@ -561,6 +561,9 @@ TEST_F(LockCoreTest, CancelWaitsEndsAllWaitsAndKeepsTheLocks) {
   }
   until([&] { return core_->waiters() == 4; });
 
+  core_->cancel_waits();
+  EXPECT_EQ(core_->waiters(), 4U);
+  scheduler_.stops = true;
   core_->cancel_waits();
   for (auto& thread : threads) thread.join();
 
@@ -642,7 +645,7 @@ TEST_F(LockCoreTest, WaitersAreBounded) {
 
   EXPECT_EQ(set(waiting(args(LockOwner{3}, F_WRLCK, 0, 9))), ENOLCK);
   EXPECT_EQ(set(args(LockOwner{3}, F_WRLCK, 0, 9)), EAGAIN);
-  core_->cancel_waits();
+  core_->interrupt(2);
   bob.join();
 
   EXPECT_EQ(waited, EINTR);
