@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
 // The reply after its 16-byte header. Small parts are gathered in private
-// memory and written to the guest together with the header, once, when the
-// operation succeeded; on error nothing in the body counts. File data goes
-// straight into guest memory by `space` and `commit`.
+// memory and written to the guest by the dispatcher, once, when the operation
+// succeeded; on error nothing in the body counts. File data goes straight into
+// guest memory by `space` and `commit`. An answer is one or the other.
 #pragma once
 
-#include <array>
 #include <cstddef>
-#include <cstring>
 #include <span>
 
 #include "base/reader.h"
@@ -20,9 +18,9 @@ namespace virtiofsd::fuse {
 
 class Body {
  public:
-  // `reply` is the chain's writable bytes behind the header, `scratch` private
-  // memory of the thread for `buffer`.
-  Body(const SharedBytes& reply, std::span<std::byte> inline_space) : reply_(reply), inline_(inline_space) {}
+  // `reply` is the chain's writable bytes behind the header, `buffer` private
+  // memory as long as the longest answer that is not file data. Both outlive it.
+  Body(const SharedBytes& reply, std::span<std::byte> buffer) : reply_(reply), buffer_(buffer) {}
 
   // Bytes the guest left room for and nobody put yet.
   std::size_t room() const { return reply_.size() - used_; }
@@ -35,23 +33,24 @@ class Body {
   // Private bytes, copied now. EINVAL when there is no room.
   Result<> put_bytes(std::span<const std::byte> bytes);
 
+  // Up to `size` bytes of private memory behind what was put, to lay an answer
+  // out in; `keep` says how much of it counts.
+  std::span<std::byte> draft(std::size_t size);
+  void keep(std::size_t size);
+
   // Up to `size` bytes of guest memory for the kernel to fill. Only when
   // nothing was put; `commit` says how much of it counts.
   IoSpace space(std::size_t size) const { return reply_.space(size); }
-  void commit(std::size_t size) {
-    committed_ = size;
-    used_ = size;
-  }
+  void commit(std::size_t size);
 
   // For the dispatcher: private bytes to write behind the header, and the size of the whole body.
-  std::span<const std::byte> gathered() const { return {inline_.data(), gathered_}; }
+  std::span<const std::byte> gathered() const { return buffer_.first(gathered_); }
   std::size_t size() const { return used_; }
 
  private:
   const SharedBytes& reply_;
-  std::span<std::byte> inline_;  // room for the largest reply that is not file data; grown by the dispatcher
+  std::span<std::byte> buffer_;
   std::size_t gathered_ = 0;
-  std::size_t committed_ = 0;
   std::size_t used_ = 0;
 };
 

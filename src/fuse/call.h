@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 
 #include "base/id.h"
 #include "base/result.h"
@@ -61,7 +62,7 @@ struct Call {
   NodeId node;  // of the request's header: the directory for operations that take a name
   Caller caller;
   std::optional<SecurityContext> security;
-  const Negotiated& session;
+  Negotiated session;  // a copy: a new INIT may change the dispatcher's at any time
   Scheduler& scheduler;
 };
 

@@ -5,14 +5,16 @@
 // else does). Stateless but for the session that INIT fixed.
 //
 // Threads: serve may run on any number of threads at once, each with its own
-// Scratch. An INIT or DESTROY waits until every other request is done.
+// Scratch. INIT and DESTROY run one at a time. A guest that sends them while
+// other requests are in flight breaks the protocol; those see the old session
+// or none, and the file system keeps its tables whole.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
-#include <shared_mutex>
 #include <vector>
 
+#include "base/sync.h"
 #include "fuse/call.h"
 #include "fuse/file_system.h"
 #include "fuse/negotiation.h"
@@ -21,18 +23,33 @@
 namespace virtiofsd::fuse {
 
 // A thread's private memory for requests and replies; grows to what was
-// needed once and stays.
+// needed once (about a megabyte each at most) and stays.
 struct Scratch {
   std::vector<std::byte> request;
   std::vector<std::byte> reply;
+};
+
+// The session, read by every request and changed by INIT and DESTROY. Each
+// word is read whole; a reader may see words of two sessions, which is
+// harmless because each was valid for this guest at some time.
+class SharedSession {
+ public:
+  Negotiated load() const;
+  void store(const Negotiated& session);
+
+ private:
+  std::atomic<std::uint64_t> version_{0};  // major, minor
+  std::atomic<std::uint64_t> flags_{0};
+  std::atomic<std::uint64_t> sizes_{0};   // max_readahead, max_write
+  std::atomic<std::uint64_t> counts_{0};  // max_pages, max_background, congestion_threshold
 };
 
 class Dispatcher {
  public:
   struct Settings {
     Offer offer;
-    bool read_only = false;       // operations that write answer EROFS
-    bool root_only = false;       // -o allow_root: only uid 0 and the daemon's own may ask
+    bool read_only = false;  // operations that write answer EROFS
+    bool root_only = false;  // -o allow_root: only uid 0 and the daemon's own may ask
     std::uint32_t own_uid = 0;
   };
 
@@ -40,20 +57,36 @@ class Dispatcher {
 
   // Serves one request. Returns the bytes written to `reply` (the ring's
   // used.len): exactly the reply header's len, or 0 for a request that has no
-  // answer or no room for one.
-  std::uint32_t serve(SharedBytes request, SharedBytes reply, Scheduler& scheduler, Scratch& scratch);
+  // answer or no room for one. `faulted`: some buffer of the chain lies in no
+  // memory region, and the views end before it; the request is answered EFAULT.
+  std::uint32_t serve(SharedBytes request, SharedBytes reply, bool faulted, Scheduler& scheduler,
+                      Scratch& scratch);
 
   // The device was reset: as DESTROY. Call while no request is in flight.
-  void reset();
+  void reset() EXCLUDES(session_change_);
 
-  const Negotiated& session() const { return session_; }
+  Negotiated session() const { return session_.load(); }
   // For a successor process: go on with a session that was negotiated before.
-  void restore(const Negotiated& session) { session_ = session; }
+  void restore(const Negotiated& session) { session_.store(session); }
+
+  // Requests that could not be answered: too short for a header, without room
+  // for a reply header, or with unique 0 (a reply to it would be a notification).
+  std::uint64_t unanswerable() const { return unanswerable_.load(std::memory_order_relaxed); }
 
  private:
+  struct Incoming;
+
+  Result<> execute(Incoming& incoming, Body& body, Scheduler& scheduler, Scratch& scratch);
+  Result<> admit(const Incoming& incoming, const Negotiated& session) const;
+  Result<> init(Reader arguments, Body& body) EXCLUDES(session_change_);
+  std::uint32_t give_up(const char* why);
+
   FileSystem& file_system_;
   const Settings settings_;
-  Negotiated session_;
+  SharedSession session_;
+  Mutex session_change_;
+  bool warned_ GUARDED_BY(session_change_) = false;
+  std::atomic<std::uint64_t> unanswerable_{0};
 };
 
 }  // namespace virtiofsd::fuse

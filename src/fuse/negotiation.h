@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "base/result.h"
 #include "fuse/wire.h"
@@ -24,13 +25,14 @@ struct Offer {
   bool flock = false;
   bool readdirplus = true;
   bool writeback = false;
-  bool symlink_cache = true;        // off for cache=none
+  bool symlink_cache = true;           // off for cache=none
   bool automatic_invalidation = true;  // AUTO_INVAL_DATA; off for cache=always
-  bool direct_io_mmap = false;      // DIRECT_IO_ALLOW_MMAP; on by default for cache=none
+  bool direct_io_mmap = false;         // DIRECT_IO_ALLOW_MMAP; on by default for cache=none
   Wish killpriv_v2 = Wish::kAuto;
   Wish posix_acl = Wish::kOff;
   Wish security_label = Wish::kOff;
   bool submounts = false;
+  bool idmapped_mounts = true;         // ALLOW_IDMAP; off where every request's uid matters
   std::uint32_t max_write = 1U << 20;  // bytes, a multiple of the guest's page size
 };
 
@@ -50,10 +52,15 @@ struct Negotiated {
 };
 
 // The answer to a guest's INIT. EPROTO for a version older than 7.27. A major
-// version above ours is answered with ours (the guest sends INIT again).
+// version above ours is answered with ours and nothing else (the guest sends
+// INIT again).
 Result<Negotiated> negotiate(const fuse_init_in& guest, const Offer& offer);
 
-// The reply as the guest's minor version wants it; the 7.23 and later size is 64 bytes.
+// The features the operator asked for (Wish::kOn) and this guest lacks, for a
+// warning: "posix_acl, killpriv_v2". Empty when it has all of them.
+std::string unmet_wishes(const Negotiated& session, const Offer& offer);
+
+// The reply: 64 bytes for every guest we answer (since 7.23).
 fuse_init_out init_reply(const Negotiated& session);
 
 }  // namespace virtiofsd::fuse
