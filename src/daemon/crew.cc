@@ -72,7 +72,7 @@ class Crew::Hand final : public fuse::Scheduler {
   }
 
   void about_to_block() override {
-    if (leads_ && crew_.settings_.pool_size > 1) leads_ = !crew_.pass_lead(state_);
+    if (leads_ && crew_.settings_.pool_size > 1) leads_ = !crew_.give_lead_away(state_);
   }
 
   Result<> about_to_wait_for_lock() override {
@@ -81,7 +81,7 @@ class Crew::Hand final : public fuse::Scheduler {
       if (crew_.waiting_for_locks_ >= crew_.settings_.lock_waiters) return Errno{ENOLCK};
       ++crew_.waiting_for_locks_;
     }
-    if (leads_) leads_ = !crew_.pass_lead(state_);
+    if (leads_) leads_ = !crew_.give_lead_away(state_);
     return {};
   }
 
@@ -162,13 +162,16 @@ Result<> Crew::start() {
   running_ = true;
   stopping_.store(false, std::memory_order_release);
   watchdog_.watch(this);
-  Lock lock(mutex_);
-  lead_wanted_ = true;
-  if (idle_ == 0) {
-    add_thread_locked();
-  } else {
-    changed_.notify_one();
+  {
+    Lock lock(mutex_);
+    lead_wanted_ = true;
+    if (!threads_.empty()) {
+      changed_.notify_one();
+      return {};
+    }
+    adding_ = 1;
   }
+  add_thread();
   return {};
 }
 
@@ -188,6 +191,10 @@ void Crew::stop() {
     lead_wanted_ = false;
   }
   watchdog_.unwatch(this);
+  {
+    Lock lock(mutex_);
+    adding_ = 0;
+  }
   // Requests that wait without bound end now; the queue waits for the rest.
   for (;;) {
     file_system_.cancel_waits();
@@ -203,40 +210,51 @@ void Crew::stop() {
 
 bool Crew::can_add_thread_locked() const {
   const std::uint32_t base = settings_.pool_size > 1 ? settings_.pool_size + 1 : 1;
-  return threads_.size() < base + waiting_for_locks_;
+  return threads_.size() + adding_ < base + waiting_for_locks_;
 }
 
-void Crew::add_thread_locked() {
+void Crew::add_thread() {
+  Lock lock(mutex_);
+  if (adding_ == 0) return;
+  --adding_;
   threads_.emplace_back([this] { thread_main(); });
   const std::string name = fmt::format("queue-{}", settings_.index);
   ::pthread_setname_np(threads_.back().native_handle(), name.c_str());
 }
 
-// Gives the lead to another thread, if the leader is still in `state` and
-// there is a thread to be had. True when it did.
-bool Crew::pass_lead(std::uint64_t state) {
+// Makes the lead vacant, if the leader is still in `state` and there is or can
+// be a thread to take it.
+Crew::Passed Crew::pass_lead(std::uint64_t state) {
+  Passed passed = Passed::kYes;
   {
     Lock lock(mutex_);
-    if (stopping_.load(std::memory_order_relaxed)) return false;
-    if (idle_ == 0 && !can_add_thread_locked()) return false;
+    if (stopping_.load(std::memory_order_relaxed)) return Passed::kNo;
+    if (idle_ == 0 && !can_add_thread_locked()) return Passed::kNo;
     if (!lead_.compare_exchange_strong(state, (state & ~kPhaseMask) | kVacant,
                                        std::memory_order_acq_rel)) {
-      return true;  // somebody took it already
+      return Passed::kYes;  // somebody took it already
     }
     lead_wanted_ = true;
     if (idle_ == 0) {
-      add_thread_locked();
+      ++adding_;
+      passed = Passed::kThreadMissing;
     } else {
       changed_.notify_one();
     }
   }
   // What was published so far must not wait for the new leader.
   queue_.signal();
-  return true;
+  return passed;
+}
+
+bool Crew::give_lead_away(std::uint64_t state) {
+  const Passed passed = pass_lead(state);
+  if (passed == Passed::kThreadMissing) watchdog_.grow(this);
+  return passed != Passed::kNo;
 }
 
 void Crew::depose(std::uint64_t state) {
-  if (settings_.pool_size > 1) pass_lead(state);
+  if (settings_.pool_size > 1 && pass_lead(state) == Passed::kThreadMissing) add_thread();
 }
 
 void Crew::thread_main() {
@@ -367,6 +385,14 @@ void Watchdog::watch(Crew* crew) {
 void Watchdog::unwatch(Crew* crew) {
   Lock lock(mutex_);
   std::erase_if(crews_, [crew](const Watched& watched) { return watched.crew == crew; });
+  std::erase(growing_, crew);
+}
+
+void Watchdog::grow(Crew* crew) {
+  Lock lock(mutex_);
+  growing_.push_back(crew);
+  woken_ = true;
+  changed_.notify_all();
 }
 
 void Watchdog::wake() {
@@ -385,9 +411,11 @@ void Watchdog::run() {
       asleep_.store(false, std::memory_order_relaxed);
       quiet = 0;
     }
+    if (growing_.empty()) (void)changed_.wait_until(mutex_, Clock::now() + kWatchTick);
     woken_ = false;
-    (void)changed_.wait_until(mutex_, Clock::now() + kWatchTick);
     bool active = false;
+    for (Crew* crew : growing_) crew->add_thread();
+    growing_.clear();
     for (Watched& watched : crews_) {
       const std::uint64_t now = watched.crew->lead_state();
       if (now == watched.last) {

@@ -59,6 +59,9 @@ class Crew {
   static bool is_serving(std::uint64_t state) { return (state & kPhaseMask) == kServing; }
   // Takes the lead from a leader that is still in `state` and gives it to another thread.
   void depose(std::uint64_t state);
+  // Makes the thread that pass_lead found missing. Watchdog or session thread:
+  // threads that serve requests may not make threads.
+  void add_thread();
 
  private:
   class Hand;  // a thread's own: scratch memory and its side of fuse::Scheduler
@@ -76,9 +79,10 @@ class Crew {
   void forget_kick();
   bool wait_for_work();
   bool poll_for_work();
-  bool pass_lead(std::uint64_t state);
+  enum class Passed : std::uint8_t { kNo, kYes, kThreadMissing };
+  Passed pass_lead(std::uint64_t state);
+  bool give_lead_away(std::uint64_t state);
   bool can_add_thread_locked() const REQUIRES(mutex_);
-  void add_thread_locked() REQUIRES(mutex_);
 
   virtio::Queue& queue_;
   fuse::Dispatcher& dispatcher_;
@@ -100,19 +104,23 @@ class Crew {
   Condition changed_;
   std::vector<std::thread> threads_ GUARDED_BY(mutex_);
   std::uint32_t idle_ GUARDED_BY(mutex_) = 0;
+  std::uint32_t adding_ GUARDED_BY(mutex_) = 0;  // threads asked for and not made yet
   std::uint32_t waiting_for_locks_ GUARDED_BY(mutex_) = 0;
   bool lead_wanted_ GUARDED_BY(mutex_) = false;  // an idle thread should lead
   bool leaving_ GUARDED_BY(mutex_) = false;      // the crew is being destroyed
 };
 
 // Looks at every busy crew each half millisecond and deposes leaders that are
-// stuck. Sleeps, without any timer, while the device is idle.
+// stuck; makes the threads that crews need. Sleeps, without any timer, while the
+// device is idle. Its lock is taken before a crew's, never after.
 class Watchdog {
  public:
   Watchdog();
   ~Watchdog();
   void watch(Crew* crew);
   void unwatch(Crew* crew);
+  // Calls crew->add_thread() soon, from a thread that may make threads.
+  void grow(Crew* crew);
 
   // A leader has work again. One load while the watchdog is awake.
   void note_activity() {
@@ -132,6 +140,7 @@ class Watchdog {
   Mutex mutex_;
   Condition changed_;
   std::vector<Watched> crews_ GUARDED_BY(mutex_);
+  std::vector<Crew*> growing_ GUARDED_BY(mutex_);
   bool leaving_ GUARDED_BY(mutex_) = false;
   bool woken_ GUARDED_BY(mutex_) = false;
   std::thread thread_;

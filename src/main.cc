@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// Start-up as a story: read the command line, check everything that can be
+// checked, become three processes, give up what isn't needed, open the socket,
+// and serve one VMM until it leaves.
+#include <stdio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "base/log.h"
+#include "cli/options.h"
+#include "daemon/device.h"
+#include "daemon/listener.h"
+#include "daemon/supervisor.h"
+#include "fuse/dispatcher.h"
+#include "memory/sigbus.h"
+#include "passthrough/passthrough.h"
+#include "sandbox/sandbox.h"
+#include "vhost_user/session.h"
+
+namespace virtiofsd {
+namespace {
+
+// Descriptors that are neither inodes nor open files: rings, regions, epoll
+// sets, lock owners, the log.
+constexpr std::uint64_t kReservedDescriptors = 1024;
+constexpr std::uint32_t kMostHandles = (1U << 20) - 2;
+// Threads that may wait for locks, per queue.
+constexpr std::uint32_t kLockWaiters = 128;
+
+fuse::Offer offer(const cli::Options& options) {
+  fuse::Offer offer;
+  offer.posix_locks = options.posix_lock;
+  offer.flock = options.flock;
+  offer.readdirplus = options.readdirplus;
+  offer.writeback = options.writeback;
+  offer.symlink_cache = options.cache != CacheMode::kNone;
+  offer.automatic_invalidation = options.cache != CacheMode::kAlways;
+  offer.direct_io_mmap = options.allow_mmap;
+  offer.killpriv_v2 = options.killpriv_v2;
+  offer.posix_acl = options.posix_acl;
+  offer.security_label = options.security_label;
+  offer.submounts = options.announce_submounts;
+  return offer;
+}
+
+Passthrough::Settings passthrough_settings(const cli::Options& options,
+                                           const sandbox::Entered& sandbox,
+                                           std::uint64_t descriptor_limit) {
+  Passthrough::Settings settings;
+  settings.cache = options.cache;
+  settings.attribute_timeout = options.attribute_timeout;
+  settings.entry_timeout = options.entry_timeout;
+  settings.negative_timeout = options.negative_timeout;
+  settings.xattr = options.xattr;
+  if (!options.xattr_map.empty()) {
+    settings.xattr_map = std::move(XattrMap::parse(options.xattr_map)).value();
+  }
+  settings.allow_direct_io = options.allow_direct_io;
+  settings.announce_submounts = options.announce_submounts;
+  settings.preserve_noatime = options.preserve_noatime;
+  settings.read_only = options.sandbox.read_only;
+  settings.remote_posix_locks = options.posix_lock;
+  settings.remote_flock = options.flock;
+  settings.no_race = options.no_race;
+  settings.can_switch_user = sandbox.can_switch_user;
+  settings.max_lock_waiters = kLockWaiters;
+  settings.inodes.descriptor_budget = cli::inode_descriptors(options, descriptor_limit);
+  settings.inodes.use_file_handles = sandbox.can_use_handles;
+  const std::uint64_t taken = settings.inodes.descriptor_budget + kReservedDescriptors;
+  const std::uint64_t left = descriptor_limit > taken ? descriptor_limit - taken : 0;
+  settings.max_handles =
+      static_cast<std::uint32_t>(std::clamp<std::uint64_t>(left, 16, kMostHandles));
+  return settings;
+}
+
+// The worker: everything guest-facing. Returns the process's exit status.
+Result<int, Failure> serve(const cli::Options& options, std::uint64_t descriptor_limit,
+                           Listener& listener, WorkerStart& start) {
+  if (const Result<> installed = sigbus::install(); !installed) {
+    return Failure{"can't handle SIGBUS", installed.error()};
+  }
+  log::info("{}", start.sandbox.summary);
+  std::unique_ptr<Passthrough> file_system =
+      TRY(Passthrough::create(std::move(start.sandbox.root),
+                              passthrough_settings(options, start.sandbox, descriptor_limit)));
+
+  fuse::Dispatcher::Settings dispatcher_settings;
+  dispatcher_settings.offer = offer(options);
+  dispatcher_settings.read_only = options.sandbox.read_only;
+  dispatcher_settings.root_only = options.allow_root;
+  dispatcher_settings.own_uid = ::geteuid();
+  fuse::Dispatcher dispatcher(*file_system, dispatcher_settings);
+
+  Device::Settings device_settings;
+  if (!options.tag.empty()) device_settings.tag = options.tag;
+  device_settings.num_request_queues = options.num_request_queues;
+  device_settings.pool_size = options.thread_pool_size;
+  device_settings.lock_waiters = kLockWaiters;
+  device_settings.poll = std::chrono::microseconds(options.poll_us);
+  Device device(*file_system, dispatcher, device_settings);
+
+  TRY(start.ready());
+  vhost_user::Session session(TRY(listener.accept()), device);
+  log::info("client connected");
+  for (;;) {
+    const Result<bool> served = session.serve_one();
+    if (!served || !*served) break;
+  }
+  log::info("client disconnected, shutting down");
+  device.shut_down();
+  return 0;
+}
+
+int run(int argc, char** argv) {
+  auto options = cli::parse(argc, argv);
+  if (!options) {
+    const cli::UsageError& usage = options.error();
+    ::fprintf(usage.exit_status == 0 ? stdout : stderr, "%s\n", usage.text.c_str());
+    return usage.exit_status;
+  }
+  close_inherited_descriptors(options->socket.fd);
+  log::configure(options->log_sink, options->log_level);
+
+  const auto started = [&]() -> Result<int, Failure> {
+    TRY(sandbox::drop_groups());
+    const std::uint64_t descriptor_limit = TRY(sandbox::limit_descriptors(options->rlimit_nofile));
+    sandbox::Plan plan = TRY(sandbox::Plan::make(options->sandbox));
+    Listener listener = TRY(Listener::prepare(options->socket));
+    return run_process_tree({.daemonize = options->daemonize}, std::move(plan), listener,
+                            [&](WorkerStart& start) {
+                              auto status = serve(*options, descriptor_limit, listener, start);
+                              if (status) return *status;
+                              log::error("{}", status.error().text());
+                              return 1;
+                            });
+  }();
+  if (started) return *started;
+  log::error("{}", started.error().text());
+  return 1;
+}
+
+}  // namespace
+}  // namespace virtiofsd
+
+int main(int argc, char** argv) {
+  return virtiofsd::run(argc, argv);
+}
