@@ -33,6 +33,19 @@ TEST(SharedBytes, CopiesOutAcrossPiecesAndNothingTwice) {
   EXPECT_EQ(pieces.bytes.size(), 0U);
 }
 
+TEST(SharedBytes, SplitsItsFrontOffToBeWrittenAfterTheRest) {
+  Pieces pieces;
+  std::vector<iovec> storage(5);
+  auto front = pieces.bytes.split_front(5, storage);
+  ASSERT_TRUE(front);
+  EXPECT_EQ(front->size(), 5U);
+  EXPECT_EQ(pieces.bytes.size(), 3U);
+  EXPECT_TRUE(pieces.bytes.copy_in(std::as_bytes(std::span(std::string("678")))));
+  EXPECT_TRUE(front->copy_in(std::as_bytes(std::span(std::string("12345")))));
+  EXPECT_EQ(pieces.a + pieces.b + pieces.c, "12345678");
+  EXPECT_EQ(pieces.bytes.split_front(1, storage).error(), Errno{EINVAL});
+}
+
 TEST(SharedBytes, TakesNothingWhenTooFewAreLeft) {
   Pieces pieces;
   std::string out(9, '?');
