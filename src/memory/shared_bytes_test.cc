@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace virtiofsd {
@@ -40,8 +41,8 @@ TEST(SharedBytes, SplitsItsFrontOffToBeWrittenAfterTheRest) {
   ASSERT_TRUE(front);
   EXPECT_EQ(front->size(), 5U);
   EXPECT_EQ(pieces.bytes.size(), 3U);
-  EXPECT_TRUE(pieces.bytes.copy_in(std::as_bytes(std::span(std::string("678")))));
-  EXPECT_TRUE(front->copy_in(std::as_bytes(std::span(std::string("12345")))));
+  EXPECT_TRUE(pieces.bytes.copy_in(std::as_bytes(std::span(std::string_view("678")))));
+  EXPECT_TRUE(front->copy_in(std::as_bytes(std::span(std::string_view("12345")))));
   EXPECT_EQ(pieces.a + pieces.b + pieces.c, "12345678");
   EXPECT_EQ(pieces.bytes.split_front(1, storage).error(), Errno{EINVAL});
 }
