@@ -34,8 +34,8 @@ std::shared_ptr<spdlog::logger> make_logger(Sink sink) {
   std::shared_ptr<spdlog::logger> logger;
   if (sink == Sink::kSyslog) {
     // LOG_DAEMON and the program's name, as QEMU's daemon does, so that existing filters match.
-    auto to_syslog =
-        std::make_shared<spdlog::sinks::syslog_sink_mt>("virtiofsd", LOG_PID, LOG_DAEMON, false);
+    auto to_syslog = std::make_shared<spdlog::sinks::syslog_sink_mt>(
+        "virtiofsd", LOG_PID | LOG_NDELAY, LOG_DAEMON, false);
     logger = std::make_shared<spdlog::logger>("virtiofsd", std::move(to_syslog));
   } else {
     auto to_stderr = std::make_shared<spdlog::sinks::stderr_sink_mt>();

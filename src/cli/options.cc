@@ -188,7 +188,7 @@ Problem set_seccomp(Draft& draft, const Value& value) {
 
 Problem set_file_handles(Draft& draft, const Value& value) {
   auto& keep = draft.options.sandbox.file_handles;
-  auto& mandatory = draft.options.file_handles_mandatory;
+  auto& mandatory = draft.options.sandbox.file_handles_mandatory;
   if (value.text == "never") {
     keep = mandatory = false;
   } else if (value.text == "prefer" || value.text == "fallback") {
@@ -465,6 +465,7 @@ std::string help_text() {
     if (*row.aliases != '\0') text += fmt::format(", --{}", row.aliases);
     text += fmt::format("\n      {}\n", row.help);
   }
+  text.pop_back();  // whoever prints it ends the line
   return text;
 }
 
@@ -474,7 +475,7 @@ std::string capabilities_text() {
       {"features",
        {"separate-options", "posix-acl-negotiation-mode", "security-label-negotiation-mode"}},
   };
-  return capabilities.dump(2) + "\n";
+  return capabilities.dump(2);
 }
 
 // What was wrong so far. Everything unknown is told in one message; of the rest the first.
@@ -626,7 +627,7 @@ Problem settle(Draft& draft) {
 }
 
 UsageError usage_error(const std::string& text) {
-  return UsageError{fmt::format("virtiofsd: {}. Try 'virtiofsd --help'.\n", text), 2};
+  return UsageError{fmt::format("virtiofsd: {}. Try 'virtiofsd --help'.", text), 2};
 }
 
 bool is_octal(char c) {
@@ -685,7 +686,7 @@ Result<Options, UsageError> parse(int argc, const char* const* argv) {
     complaints.add(error.what());
   }
   if (help) return UsageError{help_text(), 0};
-  if (version) return UsageError{"virtiofsd " VIRTIOFSD_VERSION "\n", 0};
+  if (version) return UsageError{"virtiofsd " VIRTIOFSD_VERSION, 0};
   if (capabilities) return UsageError{capabilities_text(), 0};
 
   for (const std::string& extra : app.remaining()) complaints.unknown.push_back(extra);

@@ -60,7 +60,6 @@ struct Options {
   fuse::Wish posix_acl = fuse::Wish::kOff;
   fuse::Wish security_label = fuse::Wish::kOff;
   fuse::Wish killpriv_v2 = fuse::Wish::kAuto;
-  bool file_handles_mandatory = false;  // --inode-file-handles=mandatory: fail without them
 };
 
 // Why the program ends now: status 0 (help, version: `text` is for stdout) or

@@ -10,6 +10,7 @@
 // PATH.pid says who lives, and a socket somebody listens on is left alone even without it.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -50,11 +51,14 @@ class Listener {
 
  private:
   Listener() = default;
+  Result<void, Failure> take_descriptor();
 
   Settings settings_;
   UniqueFd socket_;
   UniqueFd lock_;
   unsigned group_id_ = 0;
+  std::uint64_t socket_device_ = 0;  // which file remove() may remove
+  std::uint64_t socket_inode_ = 0;
   bool connected_ = false;  // socket_ is the client already
   bool bound_ = false;      // the path is ours to remove
 };

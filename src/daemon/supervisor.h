@@ -30,12 +30,15 @@ class WorkerStart {
 
  private:
   friend class ProcessTree;
-  explicit WorkerStart(FdRef launcher) : launcher_(launcher) {}
+  WorkerStart(FdRef launcher, FdRef null) : launcher_(launcher), null_(null) {}
   FdRef launcher_;
+  FdRef null_;  // valid with daemonize
 };
 
 struct ProcessTreeSettings {
-  bool daemonize = false;  // the caller gets its prompt back once the socket is there
+  // The caller gets its prompt back once the socket is there; from then on
+  // nothing is written to its terminal, so a log needs syslog or a file.
+  bool daemonize = false;
 };
 
 // Runs the tree and returns, in the launcher (or, with daemonize, first in the

@@ -47,11 +47,11 @@ struct Settings {
   std::string shared_dir;
   Mode mode = Mode::kNamespace;
   SeccompMode seccomp = SeccompMode::kKill;
-  std::string capability_changes;  // "+name:-name", as --modcaps has it
-  bool read_only = false;          // enforced by the mount where there is one
-  bool file_handles = false;       // keep CAP_DAC_READ_SEARCH for open_by_handle_at
-  bool landlock = true;            // false: open_by_handle_at results must open (file handles)
-  std::vector<IdRange> uid_map;    // user namespace only; empty: see Plan::make
+  std::string capability_changes;       // "+name:-name", as --modcaps has it
+  bool read_only = false;               // enforced by the mount where there is one
+  bool file_handles = false;            // keep CAP_DAC_READ_SEARCH for open_by_handle_at
+  bool file_handles_mandatory = false;  // and fail where they can't be used
+  std::vector<IdRange> uid_map;         // user namespace only; empty: see Plan::make
   std::vector<IdRange> gid_map;
 };
 
@@ -95,9 +95,12 @@ class Plan {
 
   Settings settings_;
   int clone_flags_ = 0;
-  UniqueFd shared_;                // O_PATH; the bind mount once entered
-  UniqueFd proc_;                  // only until enter() has made it the working directory
-  std::vector<int> capabilities_;  // to keep, CAP_* numbers
+  UniqueFd shared_;                 // O_PATH; the bind mount once entered
+  std::uint64_t capabilities_ = 0;  // to keep, bit n for capability n
+  bool in_user_namespace_ = false;
+  bool has_other_ids_ = false;  // more than our own id is mapped
+  bool default_maps_ = false;   // the maps are our idea, not the operator's
+  bool handles_work_ = false;
   bool landlocked_ = false;
 };
 
@@ -107,7 +110,7 @@ class Plan {
 Result<void, Failure> restrict_request_thread(SeccompMode mode);
 
 // Drops the supplementary groups the caller started us with, so that no file
-// is made with a group of theirs. Fine for a user who may not (nothing to inherit then matters).
+// is made with a group of theirs. (CVE-2022-0358) A user without the privilege keeps them.
 Result<void, Failure> drop_groups();
 
 // Sets RLIMIT_NOFILE: to `wanted`, leaves it alone for 0, or for -1 raises it
