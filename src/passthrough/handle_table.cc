@@ -139,6 +139,7 @@ Result<HandleId> HandleTable::insert(HandleKind kind, InodeRef inode, UniqueFd f
     Lock lock(open.directory_lock);
     open.directory_offset = 0;
   }
+  open.hints.store(0, std::memory_order_relaxed);
   const HandleId id{(std::uint64_t{state.handles.generation(slot)} << 32) | slot};
   state.handles.publish(slot, 0);
   return id;

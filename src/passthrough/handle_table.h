@@ -5,6 +5,7 @@
 // keeps the descriptor from being closed or reused while a call uses it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -28,6 +29,14 @@ struct OpenState {
   // happen under this lock, the only one held across a system call.
   Mutex directory_lock;
   std::uint64_t directory_offset GUARDED_BY(directory_lock) = 0;  // where the descriptor stands
+
+  // What was learned about the file's file system, so that it is asked once.
+  enum Hint : std::uint8_t {
+    kRefusesNowait = 1,  // RWF_NOWAIT is not supported
+    kKnowsNetwork = 2,   // the next bit was found out
+    kNetwork = 4,        // data is far away: reads block, close(2) reports errors
+  };
+  std::atomic<std::uint8_t> hints = 0;
 };
 
 class HandleRef {

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// Names made and taken away: MKNOD, MKDIR, SYMLINK, LINK, CREATE, TMPFILE,
+// UNLINK, RMDIR, RENAME.
+#include <linux/fs.h>
+
+#include "base/log.h"
+#include "passthrough/credentials.h"
+#include "passthrough/passthrough.h"
+#include "sys/files.h"
+
+namespace virtiofsd {
+namespace {
+
+// Somebody on the host may make and remove a name between our two looks at it.
+constexpr int kCreateAttempts = 8;
+
+// The name was made in this request and its maker gets an error: take it away.
+void undo(FdRef directory, Name name, int flags) {
+  if (const auto removed = sys::unlinkat(directory, name, flags); !removed)
+    log::debug("a half made entry stays behind: {}", removed.error().text());
+}
+
+}  // namespace
+
+Result<> Passthrough::act_as_caller(const fuse::Call& call, ScopedCredentials& credentials) const {
+  if (!settings_.can_switch_user) return {};
+  const bool groups_told =
+      call.session.has(FUSE_CREATE_SUPP_GROUP) && ScopedCredentials::groups_are_known();
+  return credentials.assume(call.caller, groups_told ? ScopedCredentials::Override::kNone
+                                                     : ScopedCredentials::Override::kDac);
+}
+
+mode_t Passthrough::mode_for_create(std::uint32_t mode) const {
+  mode_t wanted = mode & 07777;
+  // In a group that the caller isn't in, the process could hand out its
+  // privilege; the guest can set the bit again with chmod, as itself.
+  if (settings_.can_switch_user && !ScopedCredentials::groups_are_known())
+    wanted &= ~static_cast<mode_t>(S_ISGID);
+  return wanted;
+}
+
+template <typename Make>
+Result<fuse_entry_out> Passthrough::make(fuse::Call& call, Name name, std::uint32_t umask,
+                                         mode_t mode, int undo_flags, Make&& make_it) {
+  const InodeRef directory = TRY(inodes_->pin(call.node));
+  const FdRef in = TRY(inodes_->fd(directory));
+  {
+    ScopedCredentials credentials;
+    TRY(act_as_caller(call, credentials));
+    const ScopedUmask masking{call.session, umask, mode};
+    TRY(make_it(in, mode));
+  }
+  struct statx stx;
+  const InodeRef inode = TRY(inodes_->lookup(directory, name, 0, &stx));
+  Owed owed{*inodes_, inode.id()};
+  if (call.security) {
+    const auto fd = inodes_->fd(inode);
+    const auto labelled = fd ? set_security_context(call, *fd) : Result<>{fd.error()};
+    if (!labelled) {
+      undo(in, name, undo_flags);
+      return labelled.error();
+    }
+  }
+  owed.give();
+  return entry_of(call, inode, stx);
+}
+
+Result<fuse_entry_out> Passthrough::symlink(fuse::Call& call, Name name, const char* target) {
+  return make(call, name, 0, 0, 0,
+              [&](FdRef in, mode_t) { return sys::symlinkat(target, in, name); });
+}
+
+Result<fuse_entry_out> Passthrough::mknod(fuse::Call& call, Name name, const fuse_mknod_in& in) {
+  const mode_t type = in.mode & S_IFMT;
+  if (!(S_ISREG(type) || S_ISFIFO(type) || S_ISSOCK(type) || S_ISCHR(type) || S_ISBLK(type)))
+    return Errno{EINVAL};
+  // The protocol's device number has the bits where mknod(2) wants them.
+  return make(call, name, in.umask, mode_for_create(in.mode), 0, [&](FdRef directory, mode_t mode) {
+    return sys::mknodat(directory, name, type | mode, in.rdev);
+  });
+}
+
+Result<fuse_entry_out> Passthrough::mkdir(fuse::Call& call, Name name, const fuse_mkdir_in& in) {
+  return make(call, name, in.umask, in.mode & 07777, AT_REMOVEDIR,
+              [&](FdRef directory, mode_t mode) { return sys::mkdirat(directory, name, mode); });
+}
+
+// As the daemon: who may link what was for the guest to say, and the new name
+// has no owner of its own.
+Result<fuse_entry_out> Passthrough::link(fuse::Call& call, NodeId existing, Name name) {
+  const InodeRef directory = TRY(inodes_->pin(call.node));
+  const InodeRef inode = TRY(inodes_->pin(existing));
+  if (inode.is_directory()) return Errno{EPERM};
+  const FdRef fd = TRY(inodes_->fd(inode));
+  const FdRef in = TRY(inodes_->fd(directory));
+  TRY(sys::linkat(fd, in, name));
+
+  struct statx stx;
+  const InodeRef found = TRY(inodes_->lookup(directory, name, 0, &stx));
+  Owed owed{*inodes_, found.id()};
+  if (found.id() == inode.id()) {
+    owed.give();
+    return entry_of(call, found, stx);
+  }
+  // The name means another file by now; the guest asked for this one.
+  TRY(inodes_->stat(inode, sys::kStatxMask, &stx));
+  inodes_->add_lookup(inode);
+  return entry_of(call, inode, stx);
+}
+
+Result<UniqueFd> Passthrough::create_file(fuse::Call& call, FdRef directory,
+                                          std::optional<Name> name, const fuse::CreateArgs& args,
+                                          const OpenPlan& plan) {
+  mode_t mode = mode_for_create(args.mode);
+  ScopedCredentials credentials;
+  TRY(act_as_caller(call, credentials));
+  const ScopedUmask masking{call.session, args.umask, mode};
+  // A file system without direct I/O says so only after it made the file: that
+  // flag is set when the file is there.
+  const int flags = plan.flags & ~(O_DIRECT | O_TRUNC);
+  if (!name) return sys::open_tmpfile(directory, flags | (args.flags & O_EXCL), mode);
+  return sys::openat(directory, *name, flags | O_CREAT | O_EXCL, mode);
+}
+
+Result<fuse::Created> Passthrough::created(fuse::Call& call, const InodeRef& directory,
+                                           std::optional<Name> name, UniqueFd fd,
+                                           const OpenPlan& plan) {
+  struct statx stx;
+  OpenPlan done = plan;
+  if ((done.flags & O_DIRECT) != 0) {
+    const auto status = sys::status_flags(fd);
+    if (!status || !sys::set_status_flags(fd, *status | O_DIRECT)) done.flags &= ~O_DIRECT;
+  }
+  if (call.security) TRY(set_security_context(call, fd));
+  InodeRef inode = TRY(inodes_->adopt(directory, name, fd, &stx));
+  Owed owed{*inodes_, inode.id()};
+  const fuse_entry_out entry = entry_of(call, inode, stx);
+  const auto flags = static_cast<std::uint32_t>(done.flags & ~O_TRUNC);
+  const HandleId handle =
+      TRY(handles_.insert(HandleKind::kFile, std::move(inode), std::move(fd), flags));
+  owed.give();
+  return fuse::Created{
+      .entry = entry,
+      .open = {.fh = handle.value, .open_flags = file_open_flags(call, done), .padding = 0}};
+}
+
+// CREATE of a name that turned out to be there. The guest's kernel believes the
+// file is new and checks no permission, so the open is the caller's own.
+Result<fuse::Created> Passthrough::open_existing(fuse::Call& call, const InodeRef& directory,
+                                                 Name name, const fuse::CreateArgs& args,
+                                                 OpenPlan plan) {
+  struct statx stx;
+  InodeRef inode = TRY(inodes_->lookup(directory, name, 0, &stx));
+  Owed owed{*inodes_, inode.id()};
+  if (inode.is_directory()) return Errno{EISDIR};
+  if (inode.is_symlink()) return Errno{ELOOP};
+  if (!inode.is_regular()) return Errno{ENXIO};
+  const FdRef path = TRY(inodes_->fd(inode));
+  UniqueFd fd;
+  {
+    ScopedWithoutFsetid killing;
+    if ((args.open_flags & FUSE_OPEN_KILL_SUIDGID) != 0) TRY(killing.drop());
+    ScopedCredentials credentials;
+    if (settings_.can_switch_user)
+      TRY(credentials.assume(call.caller, ScopedCredentials::Override::kNone));
+    fd = TRY(open_by_plan(plan, [&](int flags) { return sys::reopen(path, flags); }));
+  }
+  if ((plan.flags & O_TRUNC) != 0) {
+    drop_capability_xattr(fd);
+    TRY(sys::statx(fd, sys::kStatxMask, &stx));
+  }
+  const fuse_entry_out entry = entry_of(call, inode, stx);
+  const auto flags = static_cast<std::uint32_t>(plan.flags & ~O_TRUNC);
+  const HandleId handle =
+      TRY(handles_.insert(HandleKind::kFile, std::move(inode), std::move(fd), flags));
+  owed.give();
+  return fuse::Created{
+      .entry = entry,
+      .open = {.fh = handle.value, .open_flags = file_open_flags(call, plan), .padding = 0}};
+}
+
+Result<fuse::Created> Passthrough::create(fuse::Call& call, Name name,
+                                          const fuse::CreateArgs& args) {
+  const InodeRef directory = TRY(inodes_->pin(call.node));
+  const FdRef in = TRY(inodes_->fd(directory));
+  const OpenPlan plan = plan_open(call, args.flags);
+  for (int attempt = 1;; attempt++) {
+    auto fd = create_file(call, in, name, args, plan);
+    if (fd) {
+      auto made = created(call, directory, name, std::move(*fd), plan);
+      if (!made) undo(in, name, 0);
+      return made;
+    }
+    if (fd.error() != Errno{EEXIST} || (args.flags & O_EXCL) != 0) return fd.error();
+    auto existing = open_existing(call, directory, name, args, plan);
+    if (existing || existing.error() != Errno{ENOENT} || attempt == kCreateAttempts)
+      return existing;
+  }
+}
+
+Result<fuse::Created> Passthrough::tmpfile(fuse::Call& call, const fuse::CreateArgs& args) {
+  const InodeRef directory = TRY(inodes_->pin(call.node));
+  if (!directory.is_directory()) return Errno{ENOTDIR};
+  const FdRef in = TRY(inodes_->fd(directory));
+  OpenPlan plan = plan_open(call, args.flags);
+  if ((plan.flags & O_ACCMODE) == O_RDONLY) return Errno{EINVAL};
+  auto fd = TRY(create_file(call, in, std::nullopt, args, plan));
+  return created(call, directory, std::nullopt, std::move(fd), plan);
+}
+
+Result<> Passthrough::unlink(fuse::Call& call, Name name) {
+  const InodeRef directory = TRY(inodes_->pin(call.node));
+  const FdRef in = TRY(inodes_->fd(directory));
+  inodes_->before_removal(directory, name);
+  return sys::unlinkat(in, name, 0);
+}
+
+Result<> Passthrough::rmdir(fuse::Call& call, Name name) {
+  const InodeRef directory = TRY(inodes_->pin(call.node));
+  const FdRef in = TRY(inodes_->fd(directory));
+  inodes_->before_removal(directory, name);
+  return sys::unlinkat(in, name, AT_REMOVEDIR);
+}
+
+Result<> Passthrough::rename(fuse::Call& call, Name from, NodeId to_directory, Name to,
+                             std::uint32_t flags) {
+  if ((flags & ~std::uint32_t{RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT}) != 0)
+    return Errno{EINVAL};
+  const InodeRef source = TRY(inodes_->pin(call.node));
+  const InodeRef target = TRY(inodes_->pin(to_directory));
+  const FdRef source_fd = TRY(inodes_->fd(source));
+  const FdRef target_fd = TRY(inodes_->fd(target));
+  const bool exchange = (flags & RENAME_EXCHANGE) != 0;
+  if (!exchange && (flags & RENAME_NOREPLACE) == 0) inodes_->before_removal(target, to);
+  TRY(sys::renameat2(source_fd, from, target_fd, to, flags));
+  inodes_->after_rename(source, from, target, to, exchange);
+  return {};
+}
+
+}  // namespace virtiofsd

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include <linux/fs.h>
+#include <sys/sysmacros.h>
+
+#include <memory>
+#include <thread>
+
+#include "passthrough/passthrough_fixture.h"
+#include "sys/files.h"
+
+namespace virtiofsd {
+namespace {
+
+class Entries : public PassthroughTest {
+ protected:
+  Result<fuse::Created> create(const fuse::Call& made, const std::string& text, int flags,
+                               std::uint32_t mode, std::uint32_t umask = 0) {
+    fuse::Call c = made;
+    return fs().create(c, name(text),
+                       {.flags = static_cast<std::uint32_t>(flags | O_CREAT),
+                        .mode = S_IFREG | mode,
+                        .umask = umask,
+                        .open_flags = 0});
+  }
+  Result<fuse_entry_out> mkdir(const fuse::Call& made, const std::string& text,
+                               std::uint32_t mode) {
+    fuse::Call c = made;
+    return fs().mkdir(c, name(text), {.mode = mode, .umask = 0});
+  }
+  Result<fuse_entry_out> mknod(const fuse::Call& made, const std::string& text, std::uint32_t mode,
+                               std::uint32_t device = 0) {
+    fuse::Call c = made;
+    return fs().mknod(c, name(text), {.mode = mode, .rdev = device, .umask = 0, .padding = 0});
+  }
+  Result<> unlink(const std::string& text) {
+    auto c = call();
+    return fs().unlink(c, name(text));
+  }
+};
+
+TEST_F(Entries, LookupTellsWhatIsThere) {
+  write_file("a", "hello");
+  auto c = call();
+  const auto found = fs().lookup(c, name("a"));
+  ASSERT_TRUE(found);
+  const auto there = host("a");
+  EXPECT_EQ(found->attr.ino, there.st_ino);
+  EXPECT_EQ(found->attr.size, 5U);
+  EXPECT_EQ(found->attr.mode, there.st_mode);
+  EXPECT_EQ(found->entry_valid, 1U);
+  EXPECT_EQ(fs().lookup(c, name("b")).error(), Errno{ENOENT});
+}
+
+TEST_F(Entries, TimeoutsKeepTheirFractions) {
+  settings_.entry_timeout = 2.25;
+  settings_.attribute_timeout = 0.5;
+  settings_.negative_timeout = 3.5;
+  write_file("a", "");
+  auto c = call();
+  const auto found = fs().lookup(c, name("a"));
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found->entry_valid, 2U);
+  EXPECT_EQ(found->entry_valid_nsec, 250'000'000U);
+  EXPECT_EQ(found->attr_valid, 0U);
+  EXPECT_EQ(found->attr_valid_nsec, 500'000'000U);
+  const auto missing = fs().lookup(c, name("none"));
+  ASSERT_TRUE(missing);
+  EXPECT_EQ(missing->nodeid, 0U);
+  EXPECT_EQ(missing->entry_valid, 3U);
+  EXPECT_EQ(missing->entry_valid_nsec, 500'000'000U);
+}
+
+TEST_F(Entries, SetIdFilesAreNotCachedWhenTheHostTakesTheBitsOff) {
+  session_.flags |= FUSE_HANDLE_KILLPRIV_V2;
+  write_file("suid", "", 04755);
+  write_file("plain", "", 0755);
+  auto c = call();
+  EXPECT_EQ(fs().lookup(c, name("suid"))->attr_valid, 0U);
+  EXPECT_EQ(fs().lookup(c, name("plain"))->attr_valid, 1U);
+}
+
+TEST_F(Entries, NodesAreForgottenWhenEveryLookupIsGivenBack) {
+  write_file("a", "");
+  const NodeId first = lookup("a");
+  EXPECT_EQ(lookup("a"), first);
+  auto c = call(first);
+  fs().forget(first, 1);
+  EXPECT_TRUE(fs().getattr(c, {}));
+  fs().forget(first, 1000);
+  EXPECT_EQ(fs().getattr(c, {}).error(), Errno{ESTALE});
+}
+
+TEST_F(Entries, SelfAndParentCountAsLookups) {
+  ::mkdir(path("d").c_str(), 0755);
+  const NodeId d = lookup("d");
+  auto c = call(d);
+  EXPECT_EQ(fs().lookup_self(c)->nodeid, d.value);
+  EXPECT_EQ(fs().lookup_parent(c)->nodeid, 1U);
+  fs().forget(d, 1);
+  EXPECT_TRUE(fs().getattr(c, {}));
+  auto root = call();
+  EXPECT_EQ(fs().lookup_parent(root)->nodeid, 1U);
+}
+
+TEST_F(Entries, WhatIsCreatedBelongsToTheCaller) {
+  const auto who = call(NodeId{1}, 1000, 1001);
+  ASSERT_TRUE(create(who, "file", O_RDWR, 0640));
+  ASSERT_TRUE(mkdir(who, "dir", 0750));
+  ASSERT_TRUE(mknod(who, "fifo", S_IFIFO | 0600));
+  fuse::Call c = who;
+  ASSERT_TRUE(fs().symlink(c, name("link"), "/etc/passwd"));
+  for (const char* made : {"file", "dir", "fifo", "link"}) {
+    EXPECT_EQ(host(made).st_uid, 1000U) << made;
+    EXPECT_EQ(host(made).st_gid, 1001U) << made;
+  }
+  EXPECT_EQ(host("file").st_mode, S_IFREG | 0640U);
+  EXPECT_EQ(host("dir").st_mode, S_IFDIR | 0750U);
+  EXPECT_EQ(host("fifo").st_mode, S_IFIFO | 0600U);
+  EXPECT_EQ(sys::fs_uid(), 0U);
+}
+
+TEST_F(Entries, ACallerCreatesOnlyWhereTheHostLetsIt) {
+  ::mkdir(path("closed").c_str(), 0755);
+  ::mkdir(path("team").c_str(), 0775);
+  ASSERT_EQ(::chown(path("team").c_str(), 0, 2000), 0);
+  const NodeId closed = lookup("closed");
+  const NodeId team = lookup("team");
+  EXPECT_EQ(create(call(closed, 1000, 1000), "x", O_RDWR, 0644).error(), Errno{EACCES});
+  EXPECT_EQ(sys::fs_uid(), 0U);
+  EXPECT_EQ(create(call(team, 1000, 1000), "x", O_RDWR, 0644).error(), Errno{EACCES});
+  auto member = call(team, 1000, 1000);
+  member.caller.supplementary_group = 2000;
+  EXPECT_TRUE(create(member, "x", O_RDWR, 0644));
+}
+
+TEST_F(Entries, WithoutGroupsFromTheGuestItsOwnCheckIsTrusted) {
+  session_.flags &= ~FUSE_CREATE_SUPP_GROUP;
+  ::mkdir(path("team").c_str(), 0775);
+  const NodeId team = lookup("team");
+  EXPECT_TRUE(create(call(team, 1000, 1000), "x", O_RDWR, 0644));
+  EXPECT_EQ(host("team/x").st_uid, 1000U);
+}
+
+TEST_F(Entries, NoFileGetsASetGroupIdBitForAGroupItsCreatorIsNotIn) {
+  ::mkdir(path("shared").c_str(), 0777);
+  ASSERT_EQ(::chown(path("shared").c_str(), 0, 2000), 0);
+  ASSERT_EQ(::chmod(path("shared").c_str(), 02777), 0);
+  const NodeId shared = lookup("shared");
+  for (const std::uint64_t flags : {std::uint64_t{0}, std::uint64_t{FUSE_CREATE_SUPP_GROUP}}) {
+    session_.flags = flags;
+    const std::string file = flags == 0 ? "a" : "b";
+    ASSERT_TRUE(create(call(shared, 1000, 1000), file, O_RDWR, 02755));
+    EXPECT_EQ(host("shared/" + file).st_gid, 2000U);
+    EXPECT_EQ(host("shared/" + file).st_mode & 07777, 0755U);
+    ASSERT_TRUE(mknod(call(shared, 1000, 1000), file + "node", S_IFREG | 02755));
+    EXPECT_EQ(host("shared/" + file + "node").st_mode & 07777, 0755U);
+  }
+  auto member = call(shared, 1000, 1000);
+  member.caller.supplementary_group = 2000;
+  ASSERT_TRUE(create(member, "c", O_RDWR, 02755));
+  EXPECT_EQ(host("shared/c").st_mode & 07777, 02755U);
+  ASSERT_TRUE(mkdir(call(shared, 1000, 1000), "sub", 0755));
+  EXPECT_EQ(host("shared/sub").st_mode & 07777, 02755U);
+}
+
+TEST_F(Entries, TheUmaskCountsOnlyWhenTheGuestLeavesItToUs) {
+  ASSERT_TRUE(create(call(), "guest-masked", O_RDWR, 0666, 0077));
+  EXPECT_EQ(host("guest-masked").st_mode & 07777, 0666U);
+  session_.flags |= FUSE_DONT_MASK;
+  ASSERT_TRUE(create(call(), "host-masked", O_RDWR, 0666, 0027));
+  EXPECT_EQ(host("host-masked").st_mode & 07777, 0640U);
+  session_.flags &= ~std::uint64_t{FUSE_DONT_MASK};
+  ASSERT_TRUE(create(call(), "back", O_RDWR, 0666, 0027));
+  EXPECT_EQ(host("back").st_mode & 07777, 0666U);
+}
+
+TEST_F(Entries, CreateOpensWhatTheHostMadeMeanwhile) {
+  write_file("a", "old text");
+  ASSERT_TRUE(create(call(), "a", O_RDWR, 0600));
+  EXPECT_EQ(read_file("a"), "old text");
+  EXPECT_EQ(host("a").st_mode & 07777, 0644U);
+  const auto cut = create(call(), "a", O_RDWR | O_TRUNC, 0600);
+  ASSERT_TRUE(cut);
+  EXPECT_EQ(cut->entry.attr.size, 0U);
+  EXPECT_EQ(read_file("a"), "");
+  EXPECT_EQ(create(call(), "a", O_RDWR | O_EXCL, 0600).error(), Errno{EEXIST});
+}
+
+TEST_F(Entries, CreateOfAnExistingFileAsksTheHostForTheCaller) {
+  write_file("secret", "root's", 0600);
+  EXPECT_EQ(create(call(NodeId{1}, 1000, 1000), "secret", O_RDWR, 0644).error(), Errno{EACCES});
+  EXPECT_EQ(read_file("secret"), "root's");
+}
+
+TEST_F(Entries, CreateOpensNothingButRegularFiles) {
+  ASSERT_EQ(::mkfifo(path("fifo").c_str(), 0666), 0);
+  ASSERT_EQ(::symlink("target", path("link").c_str()), 0);
+  ::mkdir(path("dir").c_str(), 0755);
+  EXPECT_EQ(create(call(), "fifo", O_RDWR, 0644).error(), Errno{ENXIO});
+  EXPECT_EQ(create(call(), "link", O_RDWR, 0644).error(), Errno{ELOOP});
+  EXPECT_EQ(create(call(), "dir", O_RDWR, 0644).error(), Errno{EISDIR});
+  EXPECT_FALSE(std::filesystem::exists(path("target")));
+  EXPECT_EQ(fs().inodes().count(), 1U) << "a refused open left a lookup behind";
+}
+
+TEST_F(Entries, MknodMakesEveryTypeButDirectoriesAndLinks) {
+  const auto device = mknod(call(), "null", S_IFCHR | 0666, 0x103);
+  ASSERT_TRUE(device);
+  EXPECT_EQ(host("null").st_rdev, ::makedev(1, 3));
+  EXPECT_EQ(device->attr.rdev, 0x103U);
+  EXPECT_EQ(mknod(call(), "d", S_IFDIR | 0755).error(), Errno{EINVAL});
+  EXPECT_EQ(mknod(call(), "l", S_IFLNK | 0755).error(), Errno{EINVAL});
+  EXPECT_EQ(mknod(call(), "null", S_IFREG | 0755).error(), Errno{EEXIST});
+}
+
+TEST_F(Entries, LinkGivesTheSameNodeASecondName) {
+  write_file("a", "text");
+  ASSERT_EQ(::symlink("nowhere", path("sym").c_str()), 0);
+  const NodeId a = lookup("a");
+  auto c = call();
+  const auto linked = fs().link(c, a, name("b"));
+  ASSERT_TRUE(linked);
+  EXPECT_EQ(linked->nodeid, a.value);
+  EXPECT_EQ(linked->attr.nlink, 2U);
+  fs().forget(a, 1);
+  auto node = call(a);
+  EXPECT_TRUE(fs().getattr(node, {})) << "LINK counts as a lookup";
+  ASSERT_TRUE(fs().link(c, lookup("sym"), name("sym2")));
+  EXPECT_TRUE(S_ISLNK(host("sym2").st_mode));
+}
+
+TEST_F(Entries, ATmpfileHasNoNameUntilItIsLinked) {
+  auto c = call(NodeId{1}, 1000, 1000);
+  const auto made = fs().tmpfile(c, {.flags = O_RDWR, .mode = 0600, .umask = 0, .open_flags = 0});
+  if (!made && made.error() == Errno{EOPNOTSUPP}) GTEST_SKIP() << "no O_TMPFILE here";
+  ASSERT_TRUE(made) << made.error().text();
+  EXPECT_TRUE(std::filesystem::is_empty(root_));
+  const NodeId node{made->entry.nodeid};
+  ASSERT_TRUE(write(node, HandleId{made->open.fh}, "text", 0));
+  ASSERT_TRUE(fs().link(c, node, name("named")));
+  EXPECT_EQ(read_file("named"), "text");
+  EXPECT_EQ(host("named").st_uid, 1000U);
+}
+
+TEST_F(Entries, RemovingWhatTheHostRemovedIsPlainENOENT) {
+  write_file("a", "");
+  lookup("a");
+  ASSERT_EQ(::unlink(path("a").c_str()), 0);
+  EXPECT_EQ(unlink("a").error(), Errno{ENOENT});
+  auto c = call();
+  EXPECT_EQ(fs().rmdir(c, name("a")).error(), Errno{ENOENT});
+  EXPECT_EQ(fs().rename(c, name("a"), NodeId{1}, name("b"), 0).error(), Errno{ENOENT});
+}
+
+TEST_F(Entries, AnUnlinkedFileStaysUsableWhileTheGuestKnowsIt) {
+  write_file("a", "text");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR);
+  ASSERT_TRUE(unlink("a"));
+  auto c = call(a);
+  const auto attr = fs().getattr(c, {});
+  ASSERT_TRUE(attr);
+  EXPECT_EQ(attr->attr.nlink, 0U);
+  EXPECT_TRUE(write(a, handle, "more", 4));
+}
+
+TEST_F(Entries, RenameReplacesExchangesAndRefuses) {
+  write_file("a", "A");
+  write_file("b", "B");
+  auto c = call();
+  EXPECT_EQ(fs().rename(c, name("a"), NodeId{1}, name("b"), RENAME_NOREPLACE).error(),
+            Errno{EEXIST});
+  EXPECT_TRUE(fs().rename(c, name("a"), NodeId{1}, name("b"), RENAME_EXCHANGE));
+  EXPECT_EQ(read_file("a"), "B");
+  EXPECT_TRUE(fs().rename(c, name("a"), NodeId{1}, name("b"), 0));
+  EXPECT_EQ(read_file("b"), "B");
+  EXPECT_FALSE(std::filesystem::exists(path("a")));
+  EXPECT_EQ(fs().rename(c, name("b"), NodeId{1}, name("a"), 0x80).error(), Errno{EINVAL});
+}
+
+TEST_F(Entries, ALabelThatCannotBeSetUndoesTheCreate) {
+  session_.flags |= FUSE_SECURITY_CTX;
+  const std::array<std::byte, 4> value{};
+  fuse::Call c = call();
+  c.security = fuse::SecurityContext{.name = "user.nolabel", .value = value};
+  EXPECT_EQ(create(c, "file", O_RDWR, 0644).error(), Errno{EINVAL});
+  EXPECT_EQ(mkdir(c, "dir", 0755).error(), Errno{EINVAL});
+  EXPECT_TRUE(std::filesystem::is_empty(root_));
+  EXPECT_EQ(fs().inodes().count(), 1U);
+}
+
+TEST_F(Entries, InitForgetsTheOldGuest) {
+  write_file("a", "");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR);
+  ASSERT_TRUE(fs().init(session_));
+  auto c = call(a);
+  EXPECT_EQ(fs().getattr(c, {}).error(), Errno{ESTALE});
+  EXPECT_EQ(fs().fsync(c, handle, false).error(), Errno{EBADF});
+  EXPECT_EQ(fs().handles().count(), 0U);
+}
+
+TEST_F(Entries, AThreadThatWasNotAnnouncedStillSwitchesOnlyItself) {
+  fs();
+  std::thread other(
+      [this] { EXPECT_TRUE(create(call(NodeId{1}, 1000, 1000), "x", O_RDWR, 0644)); });
+  other.join();
+  EXPECT_EQ(host("x").st_uid, 1000U);
+  EXPECT_EQ(sys::fs_uid(), 0U);
+}
+
+}  // namespace
+}  // namespace virtiofsd

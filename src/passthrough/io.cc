@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// Open files and their data: OPEN, READ, WRITE, FLUSH, RELEASE, FSYNC,
+// FALLOCATE, LSEEK, COPY_FILE_RANGE, SYNCFS.
+#include <linux/magic.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+
+#include "passthrough/credentials.h"
+#include "passthrough/passthrough.h"
+#include "sys/files.h"
+
+namespace virtiofsd {
+namespace {
+
+#ifndef RWF_NOAPPEND
+constexpr int RWF_NOAPPEND = 0x20;  // Linux 6.9
+#endif
+
+// Magic numbers that <linux/magic.h> leaves out.
+constexpr std::uint32_t kLustreMagic = 0x0bd00bd0;
+constexpr std::uint32_t kGfs2Magic = 0x01161970;
+
+bool is_network(FdRef fd) {
+  const auto host = sys::fstatfs(fd);
+  if (!host) return true;  // unknown: be careful
+  switch (static_cast<std::uint32_t>(host->f_type)) {
+    case NFS_SUPER_MAGIC:
+    case SMB_SUPER_MAGIC:
+    case SMB2_SUPER_MAGIC:
+    case CIFS_SUPER_MAGIC:
+    case CEPH_SUPER_MAGIC:
+    case AFS_SUPER_MAGIC:
+    case AFS_FS_MAGIC:
+    case CODA_SUPER_MAGIC:
+    case FUSE_SUPER_MAGIC:
+    case V9FS_MAGIC:
+    case OCFS2_SUPER_MAGIC:
+    case kLustreMagic:
+    case kGfs2Magic:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool has_hint(const HandleRef& handle, OpenState::Hint hint) {
+  return (handle.state().hints.load(std::memory_order_relaxed) & hint) != 0;
+}
+
+void add_hint(const HandleRef& handle, int hints) {
+  handle.state().hints.fetch_or(static_cast<std::uint8_t>(hints), std::memory_order_relaxed);
+}
+
+bool on_network(const HandleRef& handle) {
+  if (!has_hint(handle, OpenState::kKnowsNetwork)) {
+    add_hint(handle,
+             OpenState::kKnowsNetwork | (is_network(handle.fd()) ? OpenState::kNetwork : 0));
+  }
+  return has_hint(handle, OpenState::kNetwork);
+}
+
+// For requests that direct I/O can't do (alignment): the same file through the
+// page cache. Where it can't be opened again the handle itself stops being
+// direct, for losing data is worse than caching it.
+class BufferedTwin {
+ public:
+  explicit BufferedTwin(const HandleRef& handle) : fd_(handle.fd()) {
+    auto twin =
+        sys::reopen(handle.fd(), static_cast<int>(handle.open_flags() & (O_ACCMODE | O_SYNC)));
+    if (twin) {
+      twin_ = std::move(*twin);
+      fd_ = twin_;
+      return;
+    }
+    const auto flags = sys::status_flags(fd_);
+    usable_ = flags && sys::set_status_flags(fd_, *flags & ~O_DIRECT);
+  }
+  bool usable() const { return usable_; }
+  FdRef fd() const { return fd_; }
+
+ private:
+  UniqueFd twin_;
+  FdRef fd_;
+  bool usable_ = true;
+};
+
+bool is_direct(const HandleRef& handle) {
+  return (handle.open_flags() & O_DIRECT) != 0;
+}
+
+}  // namespace
+
+Passthrough::OpenPlan Passthrough::plan_open(const fuse::Call& call,
+                                             std::uint32_t guest_flags) const {
+  const int asked = static_cast<int>(guest_flags);
+  OpenPlan plan;
+  // What a guest may choose about an open file; everything else (O_CREAT,
+  // O_DIRECTORY, O_PATH, O_NONBLOCK ...) was dealt with on its side or is ours.
+  plan.flags = asked & (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC);
+  if (settings_.allow_direct_io) plan.flags |= asked & O_DIRECT;
+  if (settings_.preserve_noatime) plan.flags |= asked & O_NOATIME;
+  if (call.session.has(FUSE_WRITEBACK_CACHE)) {
+    // The guest's cache reads what surrounds a partial write, and it knows where the end is.
+    if ((asked & O_ACCMODE) == O_WRONLY) {
+      plan.flags = (plan.flags & ~O_ACCMODE) | O_RDWR;
+      plan.widened = true;
+    }
+  } else {
+    // Appending is said write by write (RWF_APPEND), so that pages written back
+    // from a mapping, FALLOCATE and COPY_FILE_RANGE go where they belong.
+    plan.may_append = (asked & O_APPEND) != 0;
+  }
+  return plan;
+}
+
+Result<UniqueFd> Passthrough::open_regular(const InodeRef& inode, OpenPlan& plan) const {
+  return open_by_plan(plan, [&](int flags) { return inodes_->open(inode, flags); });
+}
+
+std::uint32_t Passthrough::file_open_flags(const fuse::Call& call, const OpenPlan& plan) const {
+  // Direct writes that don't grow the file needn't wait for each other: the
+  // host's file system orders them.
+  std::uint32_t flags = FOPEN_PARALLEL_DIRECT_WRITES;
+  switch (settings_.cache) {
+    case CacheMode::kNone:
+    case CacheMode::kMetadata:
+      flags |= FOPEN_DIRECT_IO;
+      break;
+    case CacheMode::kAuto:
+      break;
+    case CacheMode::kAlways:
+      flags |= FOPEN_KEEP_CACHE;
+      break;
+  }
+  // A close has nothing to tell about a file that was only read, unless it drops locks.
+  if ((plan.flags & O_ACCMODE) == O_RDONLY && !call.session.has(FUSE_POSIX_LOCKS))
+    flags |= FOPEN_NOFLUSH;
+  return flags;
+}
+
+// Where the map gives the guest's security.capability another name, the host's
+// kernel doesn't know that it must go when the file changes (CVE-2021-20263).
+void Passthrough::drop_capability_xattr(FdRef fd) const {
+  if (!settings_.xattr_map || !settings_.xattr_map->renames_capability()) return;
+  const std::string& name = settings_.xattr_map->capability_name();
+  if (name.empty()) return;
+  // Nearly always there is none (ENODATA); a file system without xattrs has none either.
+  const auto removed = sys::removexattr(fd, name.c_str());
+  static_cast<void>(removed.has_value());
+}
+
+Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,
+                                        std::uint32_t open_flags) {
+  InodeRef inode = TRY(inodes_->pin(call.node));
+  if (inode.is_directory()) return Errno{EISDIR};
+  if (inode.is_symlink()) return Errno{ELOOP};
+  if (!inode.is_regular()) return Errno{ENXIO};
+  OpenPlan plan = plan_open(call, flags);
+  UniqueFd fd;
+  {
+    ScopedWithoutFsetid killing;
+    if ((open_flags & FUSE_OPEN_KILL_SUIDGID) != 0 && (flags & O_TRUNC) != 0) TRY(killing.drop());
+    fd = TRY(open_regular(inode, plan));
+  }
+  if ((plan.flags & O_TRUNC) != 0) drop_capability_xattr(fd);
+  const auto opened = static_cast<std::uint32_t>(plan.flags & ~O_TRUNC);
+  const HandleId handle =
+      TRY(handles_.insert(HandleKind::kFile, std::move(inode), std::move(fd), opened));
+  return fuse_open_out{.fh = handle.value, .open_flags = file_open_flags(call, plan), .padding = 0};
+}
+
+Result<> Passthrough::read(fuse::Call& call, const fuse::ReadArgs& args, fuse::Body& body) {
+  const HandleRef handle = TRY(handles_.find(args.handle, HandleKind::kFile, call.node));
+  const IoSpace space = body.space(args.size);
+  int flags = has_hint(handle, OpenState::kRefusesNowait) ? 0 : RWF_NOWAIT;
+  if (flags == 0 && on_network(handle)) call.scheduler.about_to_block();
+
+  std::size_t done = 0;
+  while (done < space.size()) {
+    auto got = sys::preadv2(handle.fd(), space, done, args.offset + done, flags);
+    if (!got && flags != 0 && got.error() == Errno{EAGAIN}) {
+      // Not in the page cache. A short answer is completed, too: to the guest
+      // one before the end of the file would mean the end.
+      call.scheduler.about_to_block();
+      flags = 0;
+      continue;
+    }
+    if (!got && flags != 0 && got.error() == Errno{EOPNOTSUPP}) {
+      add_hint(handle, OpenState::kRefusesNowait);
+      if (on_network(handle)) call.scheduler.about_to_block();
+      flags = 0;
+      continue;
+    }
+    if (!got && got.error() == Errno{EINVAL} && is_direct(handle)) {
+      const BufferedTwin twin{handle};
+      if (twin.usable()) got = sys::preadv2(twin.fd(), space, done, args.offset + done, 0);
+    }
+    if (!got) {
+      if (done > 0) break;
+      return got.error();
+    }
+    if (*got == 0) break;
+    done += *got;
+  }
+  body.commit(done);
+  return {};
+}
+
+Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs& args,
+                                         const IoSpace& data) {
+  const HandleRef handle = TRY(handles_.find(args.handle, HandleKind::kFile, call.node));
+  const bool from_cache = (args.write_flags & FUSE_WRITE_CACHE) != 0;
+  int flags = 0;
+  if (from_cache) {
+    // The guest's page cache knows where its pages belong. Only an append-only
+    // file is open for appending; it refuses, rather than put them elsewhere.
+    if ((handle.open_flags() & O_APPEND) != 0) flags = RWF_NOAPPEND;
+  } else if ((args.flags & O_APPEND) != 0 && !call.session.has(FUSE_WRITEBACK_CACHE)) {
+    flags = RWF_APPEND;
+  }
+  if ((handle.open_flags() & (O_DSYNC | O_DIRECT)) != 0) call.scheduler.about_to_block();
+
+  // Honoured whether or not HANDLE_KILLPRIV_V2 was negotiated: direct I/O asks without it.
+  ScopedWithoutFsetid killing;
+  if ((args.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0) TRY(killing.drop());
+
+  std::size_t done = 0;
+  while (done < data.size()) {
+    auto put = sys::pwritev2(handle.fd(), data, done, args.offset + done, flags);
+    if (!put && put.error() == Errno{EINVAL} && is_direct(handle)) {
+      const BufferedTwin twin{handle};
+      if (twin.usable()) put = sys::pwritev2(twin.fd(), data, done, args.offset + done, flags);
+    }
+    if (!put) {
+      if (done > 0) break;
+      return put.error();
+    }
+    if (*put == 0) break;
+    done += *put;
+  }
+  if (done > 0) drop_capability_xattr(handle.fd());
+  return static_cast<std::uint32_t>(done);
+}
+
+// One close(2) of perhaps several of the guest's open file.
+Result<> Passthrough::flush(fuse::Call& call, HandleId id, LockOwner owner) {
+  const HandleRef handle = TRY(handles_.find(id, HandleKind::kFile, call.node));
+  locks_.flush(call.node, owner);
+  // A local file system keeps late errors for fsync; a network one may write
+  // now and tell.
+  if (!on_network(handle)) return {};
+  call.scheduler.about_to_block();
+  return sys::flush_by_close(handle.fd());
+}
+
+Result<> Passthrough::release(fuse::Call& call, const fuse::ReleaseArgs& args) {
+  {
+    const HandleRef handle = TRY(handles_.find(args.handle, HandleKind::kFile, call.node));
+    locks_.release(handle, args.owner, args.release_flags);
+  }
+  return handles_.release(args.handle, HandleKind::kFile, call.node);
+}
+
+Result<> Passthrough::fsync(fuse::Call& call, HandleId id, bool data_only) {
+  const HandleRef handle = TRY(handles_.find(id, HandleKind::kFile, call.node));
+  call.scheduler.about_to_block();
+  return data_only ? sys::fdatasync(handle.fd()) : sys::fsync(handle.fd());
+}
+
+Result<> Passthrough::fallocate(fuse::Call& call, const fuse_fallocate_in& in) {
+  const HandleRef handle = TRY(handles_.find(HandleId{in.fh}, HandleKind::kFile, call.node));
+  if (in.offset > INT64_MAX || in.length > INT64_MAX) return Errno{EFBIG};
+  call.scheduler.about_to_block();
+  TRY(sys::fallocate(handle.fd(), static_cast<int>(in.mode), in.offset, in.length));
+  drop_capability_xattr(handle.fd());
+  return {};
+}
+
+Result<std::uint64_t> Passthrough::lseek(fuse::Call& call, HandleId id, std::uint64_t offset,
+                                         std::uint32_t whence) {
+  const HandleRef handle = TRY(handles_.find(id, HandleKind::kFile, call.node));
+  // Everything else the guest works out itself; the host's position means nothing.
+  if (whence != SEEK_DATA && whence != SEEK_HOLE) return Errno{EINVAL};
+  return sys::lseek(handle.fd(), offset, static_cast<int>(whence));
+}
+
+Result<std::uint64_t> Passthrough::copy_file_range(fuse::Call& call, const fuse::CopyArgs& args) {
+  if (args.flags != 0) return Errno{EINVAL};
+  const HandleRef from = TRY(handles_.find(args.from, HandleKind::kFile, call.node));
+  const HandleRef to = TRY(handles_.find(args.to, HandleKind::kFile, args.to_node));
+  call.scheduler.about_to_block();
+  const std::size_t length =
+      static_cast<std::size_t>(std::min(args.length, std::uint64_t{INT64_MAX}));
+  const std::size_t copied =
+      TRY(sys::copy_file_range(from.fd(), args.from_offset, to.fd(), args.to_offset, length));
+  if (copied > 0) drop_capability_xattr(to.fd());
+  return copied;
+}
+
+Result<> Passthrough::syncfs(fuse::Call& call) {
+  const InodeRef inode = TRY(inodes_->pin(call.node));
+  if (!inode.is_directory() && !inode.is_regular()) return Errno{EINVAL};
+  call.scheduler.about_to_block();
+  const UniqueFd fd = TRY(inodes_->open(inode, O_RDONLY));
+  return sys::syncfs(fd);
+}
+
+}  // namespace virtiofsd

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+
+#include "passthrough/passthrough_fixture.h"
+#include "sys/files.h"
+
+namespace virtiofsd {
+namespace {
+
+class Io : public PassthroughTest {
+ protected:
+  Result<fuse_open_out> try_open(NodeId node, int flags, std::uint32_t open_flags = 0) {
+    auto c = call(node);
+    return fs().open(c, static_cast<std::uint32_t>(flags), open_flags);
+  }
+  std::string read(NodeId node, HandleId handle, std::uint64_t offset, std::uint32_t size) {
+    auto c = call(node);
+    Answer answer{size};
+    const auto done = fs().read(
+        c, {.handle = handle, .offset = offset, .size = size, .flags = O_RDONLY}, answer.body);
+    EXPECT_TRUE(done) << done.error().text();
+    return answer.data();
+  }
+};
+
+TEST_F(Io, ReadsAndWritesWhereAsked) {
+  write_file("a", "0123456789");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR);
+  EXPECT_EQ(read(a, handle, 3, 4), "3456");
+  EXPECT_EQ(read(a, handle, 8, 100), "89");
+  EXPECT_EQ(read(a, handle, 10, 100), "");
+  EXPECT_EQ(*write(a, handle, "ab", 4), 2U);
+  EXPECT_EQ(read_file("a"), "0123ab6789");
+  EXPECT_EQ(scheduler_.blocks, 0) << "what is in the page cache doesn't block";
+}
+
+TEST_F(Io, AShortReadFromTheCacheIsCompletedFromTheDisk) {
+  constexpr std::size_t kHalf = std::size_t{1} << 20;
+  write_file("a", std::string(kHalf, 'a') + std::string(kHalf, 'b'));
+  {
+    const UniqueFd fd{::open(path("a").c_str(), O_RDONLY | O_CLOEXEC)};
+    ASSERT_EQ(::fsync(fd.number()), 0);
+    ASSERT_EQ(::posix_fadvise(fd.number(), kHalf, 0, POSIX_FADV_DONTNEED), 0);
+  }
+  const NodeId a = lookup("a");
+  EXPECT_EQ(read(a, open(a, O_RDONLY), 0, 2 * kHalf),
+            std::string(kHalf, 'a') + std::string(kHalf, 'b'));
+}
+
+TEST_F(Io, OpensNothingButRegularFiles) {
+  ASSERT_EQ(::mkfifo(path("fifo").c_str(), 0666), 0);
+  ASSERT_EQ(::mknod(path("null").c_str(), S_IFCHR | 0666, 0x103), 0);
+  ASSERT_EQ(::symlink("/etc/passwd", path("link").c_str()), 0);
+  ::mkdir(path("dir").c_str(), 0755);
+  EXPECT_EQ(try_open(lookup("fifo"), O_RDONLY).error(), Errno{ENXIO});
+  EXPECT_EQ(try_open(lookup("null"), O_RDWR).error(), Errno{ENXIO});
+  EXPECT_EQ(try_open(lookup("link"), O_RDONLY).error(), Errno{ELOOP});
+  EXPECT_EQ(try_open(lookup("dir"), O_RDONLY).error(), Errno{EISDIR});
+}
+
+TEST_F(Io, AHandleBelongsToItsNode) {
+  write_file("a", "");
+  write_file("b", "");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR);
+  EXPECT_EQ(write(lookup("b"), handle, "x", 0).error(), Errno{EBADF});
+  auto c = call(a);
+  ASSERT_TRUE(fs().release(c, {.handle = handle, .flags = 0, .release_flags = 0, .owner = {}}));
+  EXPECT_EQ(write(a, handle, "x", 0).error(), Errno{EBADF});
+  EXPECT_EQ(
+      fs().release(c, {.handle = handle, .flags = 0, .release_flags = 0, .owner = {}}).error(),
+      Errno{EBADF});
+}
+
+TEST_F(Io, AppendsAtTheEndThatTheHostSees) {
+  write_file("a", "0123");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_WRONLY | O_APPEND);
+  EXPECT_TRUE(write(a, handle, "45", 0, O_WRONLY | O_APPEND));
+  EXPECT_EQ(read_file("a"), "012345");
+  EXPECT_TRUE(write(a, handle, "ab", 1, O_WRONLY | O_APPEND, FUSE_WRITE_CACHE));
+  EXPECT_EQ(read_file("a"), "0ab345") << "a page written back goes where it belongs";
+}
+
+TEST_F(Io, WritebackReadsWhatItWritesAround) {
+  session_.flags |= FUSE_WRITEBACK_CACHE;
+  write_file("a", "0123");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_WRONLY | O_APPEND);
+  EXPECT_EQ(read(a, handle, 0, 4), "0123");
+  EXPECT_TRUE(write(a, handle, "x", 1, O_WRONLY | O_APPEND));
+  EXPECT_EQ(read_file("a"), "0x23");
+}
+
+TEST_F(Io, AWriteTakesSetIdBitsOffOnlyWhenAsked) {
+  write_file("a", "text", 06755);
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR);
+  ASSERT_TRUE(write(a, handle, "x", 0));
+  EXPECT_EQ(host("a").st_mode & 07777, 06755U);
+  ASSERT_TRUE(write(a, handle, "x", 0, O_RDWR, FUSE_WRITE_KILL_SUIDGID));
+  EXPECT_EQ(host("a").st_mode & 07777, 0755U);
+  write_file("b", "text", 04755);
+  const NodeId b = lookup("b");
+  ASSERT_TRUE(try_open(b, O_RDWR | O_TRUNC, FUSE_OPEN_KILL_SUIDGID));
+  EXPECT_EQ(host("b").st_mode & 07777, 0755U);
+}
+
+TEST_F(Io, DirectIoIsOptional) {
+  write_file("a", std::string(8192, 'a'));
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR | O_DIRECT);
+  EXPECT_EQ(read(a, handle, 1, 3), "aaa") << "stripped, so nothing needs to be aligned";
+}
+
+TEST_F(Io, MisalignedDirectRequestsLoseNothing) {
+  settings_.allow_direct_io = true;
+  write_file("a", std::string(8192, 'a'));
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR | O_DIRECT);
+  EXPECT_EQ(read(a, handle, 1, 3), "aaa");
+  EXPECT_EQ(*write(a, handle, "xyz", 4097, O_RDWR | O_DIRECT, FUSE_WRITE_CACHE), 3U);
+  EXPECT_EQ(read_file("a").substr(4096, 5), "axyza");
+}
+
+TEST_F(Io, OpenFlagsFollowTheCacheMode) {
+  write_file("a", "");
+  EXPECT_EQ(try_open(lookup("a"), O_RDWR)->open_flags & (FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE), 0U);
+  fs_.reset();
+  settings_.cache = CacheMode::kNone;
+  EXPECT_NE(try_open(lookup("a"), O_RDWR)->open_flags & FOPEN_DIRECT_IO, 0U);
+  fs_.reset();
+  settings_.cache = CacheMode::kAlways;
+  EXPECT_NE(try_open(lookup("a"), O_RDWR)->open_flags & FOPEN_KEEP_CACHE, 0U);
+  EXPECT_NE(try_open(lookup("a"), O_RDONLY)->open_flags & FOPEN_NOFLUSH, 0U);
+  session_.flags |= FUSE_POSIX_LOCKS;
+  EXPECT_EQ(try_open(lookup("a"), O_RDONLY)->open_flags & FOPEN_NOFLUSH, 0U);
+}
+
+TEST_F(Io, HolesAreFoundPunchedAndAllocated) {
+  write_file("a", std::string(65536, 'a'));
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR | O_APPEND);
+  auto c = call(a);
+  fuse_fallocate_in in{};
+  in.fh = handle.value;
+  in.offset = 4096;
+  in.length = 8192;
+  in.mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  const auto punched = fs().fallocate(c, in);
+  if (!punched && punched.error() == Errno{EOPNOTSUPP}) GTEST_SKIP() << "no holes here";
+  ASSERT_TRUE(punched) << punched.error().text();
+  EXPECT_EQ(*fs().lseek(c, handle, 0, SEEK_HOLE), 4096U);
+  EXPECT_EQ(*fs().lseek(c, handle, 4096, SEEK_DATA), 4096U + 8192U);
+  EXPECT_EQ(fs().lseek(c, handle, 0, SEEK_SET).error(), Errno{EINVAL});
+  in.length = ~std::uint64_t{0};
+  EXPECT_EQ(fs().fallocate(c, in).error(), Errno{EFBIG});
+}
+
+TEST_F(Io, CopyFileRangeCopiesBetweenNodes) {
+  write_file("a", "0123456789");
+  write_file("b", "");
+  const NodeId a = lookup("a");
+  const NodeId b = lookup("b");
+  auto c = call(a);
+  fuse::CopyArgs args{.from = open(a, O_RDONLY),
+                      .from_offset = 2,
+                      .to_node = b,
+                      .to = open(b, O_WRONLY | O_APPEND),
+                      .to_offset = 0,
+                      .length = 5,
+                      .flags = 0};
+  const auto copied = fs().copy_file_range(c, args);
+  ASSERT_TRUE(copied) << copied.error().text();
+  EXPECT_EQ(read_file("b"), std::string("0123456789").substr(2, *copied));
+  args.flags = 1;
+  EXPECT_EQ(fs().copy_file_range(c, args).error(), Errno{EINVAL});
+}
+
+TEST_F(Io, SyncsAndFlushes) {
+  write_file("a", "x");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR);
+  auto c = call(a);
+  EXPECT_TRUE(fs().flush(c, handle, LockOwner{7}));
+  EXPECT_EQ(scheduler_.blocks, 0);
+  EXPECT_TRUE(fs().fsync(c, handle, false));
+  EXPECT_TRUE(fs().fsync(c, handle, true));
+  auto root = call();
+  EXPECT_TRUE(fs().syncfs(root));
+  EXPECT_EQ(scheduler_.blocks, 3);
+}
+
+TEST_F(Io, InodeFlagsAreTheOnlyIoctls) {
+  write_file("a", "x");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDONLY);
+  auto c = call(a);
+  Answer answer{128};
+  EXPECT_EQ(
+      fs().ioctl(c, {.handle = handle, .flags = 0, .command = FIBMAP, .argument = 0, .out_size = 8},
+                 {}, answer.body)
+          .error(),
+      Errno{ENOTTY});
+  const auto got = fs().ioctl(c,
+                              {.handle = handle,
+                               .flags = 0,
+                               .command = static_cast<std::uint32_t>(FS_IOC_GETFLAGS),
+                               .argument = 0,
+                               .out_size = 4},
+                              {}, answer.body);
+  if (!got && got.error() == Errno{ENOTTY}) GTEST_SKIP() << "no inode flags here";
+  ASSERT_TRUE(got);
+  EXPECT_EQ(answer.body.size(), sizeof(fuse_ioctl_out) + 4);
+  const std::array<std::byte, 2> cut{};
+  EXPECT_EQ(fs().ioctl(c,
+                       {.handle = handle,
+                        .flags = 0,
+                        .command = static_cast<std::uint32_t>(FS_IOC_SETFLAGS),
+                        .argument = 0,
+                        .out_size = 0},
+                       cut, answer.body)
+                .error(),
+            Errno{EINVAL});
+}
+
+}  // namespace
+}  // namespace virtiofsd
