@@ -289,6 +289,14 @@ TEST_F(Entries, ALabelThatCannotBeSetUndoesTheCreate) {
   EXPECT_EQ(fs().inodes().count(), 1U);
 }
 
+TEST_F(Entries, WithoutThePrivilegeEverythingIsTheDaemons) {
+  settings_.can_switch_user = false;
+  ASSERT_TRUE(create(call(NodeId{1}, 1000, 1000), "x", O_RDWR, 0644));
+  ASSERT_TRUE(mkdir(call(NodeId{1}, ~0U, ~0U), "d", 0755));
+  EXPECT_EQ(host("x").st_uid, ::geteuid());
+  EXPECT_EQ(host("d").st_uid, ::geteuid());
+}
+
 TEST_F(Entries, InitForgetsTheOldGuest) {
   write_file("a", "");
   const NodeId a = lookup("a");
