@@ -31,6 +31,10 @@ bool PackedRing::is_available(std::uint16_t flags, bool wrap) {
   return ((flags & kAvailableFlag) != 0) == wrap && ((flags & kUsedFlag) != 0) != wrap;
 }
 
+bool PackedRing::is_marked_used(std::uint16_t flags) {
+  return (flags & kUsedFlag) != 0;
+}
+
 Result<bool> PackedRing::pop(const GuestMemory& guest, ChainScratch& scratch, Chain& chain) {
   // Pairs with the driver's release store of the head's flags, the last thing
   // it writes of a chain: what follows is all there. (virtio 1.2, 2.8.21)

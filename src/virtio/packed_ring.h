@@ -87,6 +87,8 @@ class PackedRing {
 
   // Whether flags say "available" to a device whose wrap counter is `wrap`.
   static bool is_available(std::uint16_t flags, bool wrap);
+  // Whether USED is set: never in a new ring, nor by a driver in its first round.
+  static bool is_marked_used(std::uint16_t flags);
 
  private:
   Result<> walk_table(const PackedDescriptor& descriptor, ChainBuilder& builder) const;

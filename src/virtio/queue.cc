@@ -201,8 +201,13 @@ Result<> Queue::start() {
   const RingFeatures ring_features{.indirect = (features_ & kIndirectDescriptors) != 0,
                                    .event_index = (features_ & kEventIndex) != 0,
                                    .notify_on_empty = (features_ & kNotifyOnEmpty) != 0};
-  const std::uint32_t base = base_.value_or(packed ? kFirstPackedBase : kFirstSplitBase);
+  std::uint32_t base = base_.value_or(packed ? kFirstPackedBase : kFirstSplitBase);
   if (packed) {
+    // User Mode Linux says 0 for every new ring, though the counters of a packed one begin at 1.
+    // A ring that really stopped at slot 0 before a round of 0 has the last round's mark there.
+    if (base == 0 && !PackedRing::is_marked_used(load_relaxed(located.packed.descriptors->flags))) {
+      base = kFirstPackedBase;
+    }
     const auto available = PackedPosition::decode(static_cast<std::uint16_t>(base));
     const auto used = PackedPosition::decode(static_cast<std::uint16_t>(base >> 16));
     if (available.slot >= size_ || used.slot >= size_) return Errno{EINVAL};

@@ -94,6 +94,34 @@ TEST(Queue, IsNotReshapedWhileItRuns) {
   EXPECT_EQ(driver.used_index(), 1);
 }
 
+TEST(Queue, StartsANewPackedRingWhoseDriverSaysZero) {
+  PackedDriver driver{2};
+  driver.queue.stop();
+  ASSERT_TRUE(driver.queue.set_base(0));
+  ASSERT_TRUE(driver.queue.start());
+  driver.submit(0, {{kA, 1}});
+  EXPECT_EQ(driver.pop(), "chain");
+  driver.queue.push(driver.chain, 0);
+  EXPECT_TRUE(driver.is_used(0, true));
+}
+
+TEST(Queue, ResumesAPackedRingThatStoppedAtZero) {
+  PackedDriver driver{2};
+  for (std::uint16_t id = 0; id < 2; ++id) {
+    driver.submit(id, {{kA, 1}});
+    ASSERT_EQ(driver.pop(), "chain");
+    driver.queue.push(driver.chain, 0);
+  }
+  EXPECT_EQ(driver.queue.stop(), 0U);
+  ASSERT_TRUE(driver.queue.set_base(0));
+  ASSERT_TRUE(driver.queue.start());
+  EXPECT_EQ(driver.pop(), "none");
+  driver.submit(0, {{kA, 1}});
+  EXPECT_EQ(driver.pop(), "chain");
+  driver.queue.push(driver.chain, 0);
+  EXPECT_TRUE(driver.is_used(0, false));
+}
+
 TEST(Queue, YieldsNothingWhileDisabledOrStopped) {
   SplitDriver driver{4};
   driver.submit(0, {{kA, 1}});

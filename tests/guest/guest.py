@@ -248,7 +248,7 @@ def shell(daemon, cache):
              f"term={os.environ.get('TERM', 'linux')}")
     saved = termios.tcgetattr(sys.stdin)
     with tempfile.TemporaryDirectory(prefix="virtiofsd-guest-") as folder:
-        process = start(uml_command(folder, initramfs, daemon.socket, words) + ["con0=fd:0,fd:1"])
+        process = start(uml_command(folder, initramfs, daemon.socket, words) + ["con0=fd:0,fd:1", "loglevel=1"])
         try:
             process.wait()
         finally:
