@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "daemon/crew.h"
+
+#include <gtest/gtest.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <string_view>
+#include <thread>
+
+#include "virtio/driver_for_test.h"
+
+namespace virtiofsd {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+// GETATTR of kBlocks waits until it is let go, without a word to the crew;
+// of kAnnounces the same, announced; of kWaitsForLock as a lock would.
+constexpr std::uint64_t kQuick = 1;
+constexpr std::uint64_t kBlocks = 2;
+constexpr std::uint64_t kAnnounces = 3;
+constexpr std::uint64_t kWaitsForLock = 4;
+
+class GatedFileSystem final : public fuse::FileSystem {
+ public:
+  Result<fuse_attr_out> getattr(fuse::Call& call, std::optional<HandleId>) override {
+    if (call.node.value == kAnnounces) call.scheduler.about_to_block();
+    if (call.node.value == kWaitsForLock) {
+      TRY(call.scheduler.about_to_wait_for_lock());
+      wait(call.scheduler);
+      call.scheduler.lock_wait_ended();
+      if (call.scheduler.stopping()) return Errno{EINTR};
+    } else if (call.node.value != kQuick) {
+      wait(call.scheduler);
+    }
+    return fuse_attr_out{};
+  }
+  void cancel_waits() override {
+    Lock lock(mutex_);
+    changed_.notify_all();
+  }
+  void let_go() {
+    Lock lock(mutex_);
+    open_ = true;
+    changed_.notify_all();
+  }
+  std::uint32_t waiting() {
+    Lock lock(mutex_);
+    return waiting_;
+  }
+
+ private:
+  void wait(const fuse::Scheduler& scheduler) {
+    Lock lock(mutex_);
+    ++waiting_;
+    while (!open_ && !scheduler.stopping()) changed_.wait(mutex_);
+    --waiting_;
+  }
+
+  Mutex mutex_;
+  Condition changed_;
+  bool open_ GUARDED_BY(mutex_) = false;
+  std::uint32_t waiting_ GUARDED_BY(mutex_) = 0;
+};
+
+// A driver, a queue and a crew on it; each request has three slots and a page of its own.
+class CrewTest : public ::testing::Test {
+ protected:
+  static constexpr std::uint32_t kRing = 1024;
+
+  CrewTest() {
+    fuse::Negotiated session;
+    session.major = 7;
+    session.minor = 38;
+    dispatcher_.restore(session);
+    kick_ = UniqueFd{::eventfd(0, EFD_CLOEXEC)};
+    driver_.queue.set_kick(UniqueFd{::dup(kick_.number())});
+  }
+  ~CrewTest() override {
+    files_.let_go();
+    if (crew_) crew_->stop();
+  }
+
+  void start(std::uint32_t pool_size, std::uint32_t lock_waiters = 0) {
+    Crew::Settings settings;
+    settings.pool_size = pool_size;
+    settings.lock_waiters = lock_waiters;
+    crew_ = std::make_unique<Crew>(driver_.queue, dispatcher_, files_, watchdog_, settings);
+    ASSERT_TRUE(crew_->start());
+  }
+
+  // Returns the request's number; its answer is found under it.
+  std::uint16_t ask(std::uint64_t node) {
+    const std::uint16_t number = next_++;
+    const std::uint64_t page = virtio::TestDriver::kBuffers + number * 1024ULL;
+    fuse_in_header header{};
+    header.len = sizeof header + sizeof(fuse_getattr_in);
+    header.opcode = FUSE_GETATTR;
+    header.unique = 100U + number;
+    header.nodeid = node;
+    driver_.memory.store(page, header);
+    driver_.memory.store(page + sizeof header, fuse_getattr_in{});
+    driver_.submit(static_cast<std::uint16_t>(number * 2),
+                   {{page, header.len}, {page + 512, 512, true}});
+    const std::uint64_t one = 1;
+    EXPECT_EQ(::write(kick_.number(), &one, sizeof one), 8);
+    return number;
+  }
+  bool answered(std::uint16_t number) {
+    const std::uint64_t page = virtio::TestDriver::kBuffers + number * 1024ULL;
+    return driver_.memory.load<fuse_out_header>(page + 512).unique == 100U + number;
+  }
+  std::int32_t error_of(std::uint16_t number) {
+    const std::uint64_t page = virtio::TestDriver::kBuffers + number * 1024ULL;
+    return driver_.memory.load<fuse_out_header>(page + 512).error;
+  }
+  template <typename Condition>
+  static bool soon(Condition condition) {
+    const auto deadline = Clock::now() + 5s;
+    while (!condition()) {
+      if (Clock::now() > deadline) return false;
+      std::this_thread::sleep_for(100us);
+    }
+    return true;
+  }
+
+  GatedFileSystem files_;
+  fuse::Dispatcher dispatcher_{files_, {}};
+  virtio::SplitDriver driver_{kRing};
+  Watchdog watchdog_;
+  UniqueFd kick_;
+  std::unique_ptr<Crew> crew_;
+  std::uint16_t next_ = 0;
+};
+
+TEST_F(CrewTest, ServesWhatWasKickedFor) {
+  start(0);
+  const auto first = ask(kQuick);
+  EXPECT_TRUE(soon([&] { return answered(first); }));
+  EXPECT_TRUE(soon([&] { return driver_.called(); }));
+  EXPECT_EQ(crew_->threads(), 1U);
+}
+
+TEST_F(CrewTest, ServesWhatWasAvailableBeforeItStarted) {
+  const auto early = ask(kQuick);
+  start(0);
+  EXPECT_TRUE(soon([&] { return answered(early); }));
+}
+
+TEST_F(CrewTest, ARequestThatBlocksUnannouncedDelaysTheOthersByMilliseconds) {
+  start(64);
+  const auto stuck = ask(kBlocks);
+  ASSERT_TRUE(soon([&] { return files_.waiting() == 1; }));
+  const auto begun = Clock::now();
+  const auto other = ask(kQuick);
+  ASSERT_TRUE(soon([&] { return answered(other); }));
+  EXPECT_LT(Clock::now() - begun, 500ms);
+  EXPECT_FALSE(answered(stuck));
+  files_.let_go();
+  EXPECT_TRUE(soon([&] { return answered(stuck); }));
+}
+
+TEST_F(CrewTest, AsManyMayBlockAsThePoolHasThreadsAndTheQueueStillServes) {
+  start(8);
+  for (int i = 0; i < 8; ++i) ask(kAnnounces);
+  ASSERT_TRUE(soon([&] { return files_.waiting() == 8; }));
+  const auto other = ask(kQuick);
+  EXPECT_TRUE(soon([&] { return answered(other); }));
+  EXPECT_LE(crew_->threads(), 9U);
+}
+
+TEST_F(CrewTest, ASmallPoolIsOneThread) {
+  start(1);
+  ask(kAnnounces);
+  ASSERT_TRUE(soon([&] { return files_.waiting() == 1; }));
+  const auto other = ask(kQuick);
+  std::this_thread::sleep_for(20ms);
+  EXPECT_FALSE(answered(other));
+  files_.let_go();
+  EXPECT_TRUE(soon([&] { return answered(other); }));
+  EXPECT_EQ(crew_->threads(), 1U);
+}
+
+TEST_F(CrewTest, AWaitForALockHasAThreadOfItsOwnEvenThen) {
+  start(0, 2);
+  const auto lock = ask(kWaitsForLock);
+  ASSERT_TRUE(soon([&] { return files_.waiting() == 1; }));
+  const auto other = ask(kQuick);
+  EXPECT_TRUE(soon([&] { return answered(other); }));
+  EXPECT_FALSE(answered(lock));
+}
+
+TEST_F(CrewTest, WaitsForLocksAreBounded) {
+  start(0, 2);
+  ask(kWaitsForLock);
+  ask(kWaitsForLock);
+  ASSERT_TRUE(soon([&] { return files_.waiting() == 2; }));
+  const auto third = ask(kWaitsForLock);
+  ASSERT_TRUE(soon([&] { return answered(third); }));
+  EXPECT_EQ(error_of(third), -ENOLCK);
+}
+
+TEST_F(CrewTest, StoppingAnswersWhatWasTakenAndEndsWaitsForLocks) {
+  start(4, 4);
+  const auto lock = ask(kWaitsForLock);
+  ASSERT_TRUE(soon([&] { return files_.waiting() == 1; }));
+  crew_->stop();
+  EXPECT_TRUE(answered(lock));
+  EXPECT_EQ(error_of(lock), -EINTR);
+  EXPECT_EQ(driver_.queue.stop(), 1U);
+}
+
+TEST_F(CrewTest, GoesOnAfterAStop) {
+  start(4);
+  const auto before = ask(kQuick);
+  ASSERT_TRUE(soon([&] { return answered(before); }));
+  crew_->stop();
+  driver_.queue.stop();
+  const auto between = ask(kQuick);
+  EXPECT_FALSE(answered(between));
+  ASSERT_TRUE(crew_->start());
+  EXPECT_TRUE(soon([&] { return answered(between); }));
+}
+
+TEST_F(CrewTest, CostsNoWakeUpsWhileNothingIsAsked) {
+  start(64);
+  const auto first = ask(kQuick);
+  ASSERT_TRUE(soon([&] { return answered(first); }));
+  // The watchdog lingers for a moment after the last request.
+  std::this_thread::sleep_for(200ms);
+  rusage before{};
+  rusage after{};
+  ::getrusage(RUSAGE_SELF, &before);
+  std::this_thread::sleep_for(500ms);
+  ::getrusage(RUSAGE_SELF, &after);
+  // Our own sleep is one of them.
+  EXPECT_LE(after.ru_nvcsw - before.ru_nvcsw, 3);
+}
+
+TEST_F(CrewTest, ABrokenRingEndsTheQueueAndNothingElse) {
+  start(4);
+  driver_.set_available_index(5000);
+  const std::uint64_t one = 1;
+  ASSERT_EQ(::write(kick_.number(), &one, sizeof one), 8);
+  EXPECT_TRUE(soon([&] { return driver_.queue.broken(); }));
+  EXPECT_TRUE(soon([&] { return driver_.error_signalled(); }));
+  crew_->stop();
+}
+
+}  // namespace
+}  // namespace virtiofsd
