@@ -279,7 +279,7 @@ def local_locks(guest, host):
 @case(options=("-o", "flock,posix_lock"))
 def remote_locks(guest, host):
     """Locks the host is told of: the same for two guest processes, and between guest and host."""
-    guest.run("mkdir locks; locks locks")
+    guest.run("mkdir locks; locks locks no-signals")
     guest.run(r"""
       locks hold file > /tmp/held 2>&1 & echo $! > /tmp/holder
       for i in $(seq 100); do grep -q held /tmp/held && exit 0; sleep 0.1; done; cat /tmp/held; exit 1
