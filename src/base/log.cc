@@ -5,6 +5,7 @@
 #include <spdlog/sinks/syslog_sink.h>
 #include <spdlog/spdlog.h>
 #include <syslog.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <memory>
@@ -55,8 +56,11 @@ std::shared_ptr<spdlog::logger>& current() {
 }  // namespace
 
 void configure(Sink sink, Level level) {
-  current() = make_logger(sink);
+  // syslog(3) itself says nothing when nobody listens.
+  const bool nobody_listens = sink == Sink::kSyslog && ::access("/dev/log", W_OK) != 0;
+  current() = make_logger(nobody_listens ? Sink::kStderr : sink);
   threshold.store(level, std::memory_order_relaxed);
+  if (nobody_listens) warn("there is no syslog here (/dev/log); logging to stderr");
 }
 
 // Relaxed: a level change may be seen a message late.

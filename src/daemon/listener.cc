@@ -253,8 +253,8 @@ Result<void, Failure> Listener::open() {
 
 void Listener::remove() {
   struct stat found {};
-  if (bound_ && ::lstat(settings_.path.c_str(), &found) == 0 && found.st_dev == socket_device_ &&
-      found.st_ino == socket_inode_) {
+  if (bound_ && ::lstat(settings_.path.c_str(), &found) == 0 && S_ISSOCK(found.st_mode) &&
+      found.st_dev == socket_device_ && found.st_ino == socket_inode_) {
     ::unlink(settings_.path.c_str());
   }
   bound_ = false;

@@ -22,9 +22,9 @@ namespace virtiofsd {
 class Listener {
  public:
   struct Settings {
-    std::string path;       // --socket-path; or
-    std::optional<int> fd;  // --fd; neither: LISTEN_FDS from systemd
-    std::string group;      // may connect too; empty: only the owner
+    std::string path = {};       // --socket-path; or
+    std::optional<int> fd = {};  // --fd; neither: LISTEN_FDS from systemd
+    std::string group = {};      // may connect too; empty: only the owner
   };
 
   // Checks the path, its directory and the group (or what the descriptor is)

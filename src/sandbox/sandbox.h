@@ -44,15 +44,15 @@ struct IdRange {
 };
 
 struct Settings {
-  std::string shared_dir;
+  std::string shared_dir = {};
   Mode mode = Mode::kNamespace;
   SeccompMode seccomp = SeccompMode::kKill;
-  std::string capability_changes;       // "+name:-name", as --modcaps has it
+  std::string capability_changes = {};  // "+name:-name", as --modcaps has it
   bool read_only = false;               // enforced by the mount where there is one
   bool file_handles = false;            // keep CAP_DAC_READ_SEARCH for open_by_handle_at
   bool file_handles_mandatory = false;  // and fail where they can't be used
-  std::vector<IdRange> uid_map;         // user namespace only; empty: see Plan::make
-  std::vector<IdRange> gid_map;
+  std::vector<IdRange> uid_map = {};    // user namespace only; empty: see Plan::make
+  std::vector<IdRange> gid_map = {};
 };
 
 // What the worker has once it is inside.

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "cli/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+namespace virtiofsd::cli {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::Not;
+
+Result<Options, UsageError> parse_words(std::vector<const char*> words) {
+  words.insert(words.begin(), "virtiofsd");
+  return parse(static_cast<int>(words.size()), words.data());
+}
+
+// With the socket and the directory that every start needs.
+Result<Options, UsageError> parse_more(std::vector<const char*> words) {
+  words.insert(words.end(), {"--socket-path=/s", "--shared-dir=/d"});
+  return parse_words(std::move(words));
+}
+
+std::string complaint(std::vector<const char*> words) {
+  auto options = parse_more(std::move(words));
+  if (options) return "(accepted)";
+  EXPECT_EQ(options.error().exit_status, 2);
+  return options.error().text;
+}
+
+TEST(Options, TakeTheManPagesExampleAsItStands) {
+  const auto options =
+      parse_words({"--socket-path=/var/run/vm001-vhost-fs.sock", "-o", "source=/var/lib/fs/vm001"});
+  ASSERT_TRUE(options);
+  EXPECT_EQ(options->socket.path, "/var/run/vm001-vhost-fs.sock");
+  EXPECT_EQ(options->sandbox.shared_dir, "/var/lib/fs/vm001");
+  EXPECT_EQ(options->thread_pool_size, 64U);
+  EXPECT_EQ(options->cache, CacheMode::kAuto);
+  EXPECT_TRUE(options->posix_lock);
+  EXPECT_FALSE(options->flock);
+  EXPECT_TRUE(options->readdirplus);
+  EXPECT_FALSE(options->writeback);
+  EXPECT_FALSE(options->xattr);
+  EXPECT_EQ(options->log_level, log::Level::kInfo);
+}
+
+TEST(Options, TakeTheCommandLinesOfOtherLaunchers) {
+  const auto old_libvirt = parse_words(
+      {"--fd=27", "-o", "source=/a,,b,cache=always,sandbox=chroot,xattr,flock,no_posix_lock",
+       "--thread-pool-size=8", "-d"});
+  ASSERT_TRUE(old_libvirt);
+  EXPECT_EQ(old_libvirt->socket.fd, 27);
+  EXPECT_EQ(old_libvirt->sandbox.shared_dir, "/a,b");
+  EXPECT_EQ(old_libvirt->sandbox.mode, sandbox::Mode::kChroot);
+  EXPECT_TRUE(old_libvirt->xattr);
+  EXPECT_TRUE(old_libvirt->flock);
+  EXPECT_FALSE(old_libvirt->posix_lock);
+  EXPECT_EQ(old_libvirt->log_level, log::Level::kDebug);
+
+  const auto kata = parse_words({"--syslog", "--cache=auto", "--shared-dir=/d", "--fd=3",
+                                 "--inode-file-handles=mandatory", "--announce-submounts",
+                                 "--thread-pool-size=1"});
+  ASSERT_TRUE(kata);
+  EXPECT_EQ(kata->log_sink, log::Sink::kSyslog);
+  EXPECT_TRUE(kata->sandbox.file_handles_mandatory);
+
+  const auto incus = parse_words(
+      {"--fd=3", "--cache=metadata", "--shared-dir=/d", "--posix-acl=auto", "--readonly"});
+  ASSERT_TRUE(incus);
+  EXPECT_EQ(incus->posix_acl, fuse::Wish::kAuto);
+  EXPECT_TRUE(incus->xattr);
+  EXPECT_TRUE(incus->sandbox.read_only);
+}
+
+TEST(Options, CanBeWrittenInEveryForm) {
+  for (const std::vector<const char*>& words :
+       std::vector<std::vector<const char*>>{{"--log-level", "debug"},
+                                             {"--log-level=debug"},
+                                             {"--loglevel=debug"},
+                                             {"-o", "log_level=debug"},
+                                             {"-ologlevel=debug"},
+                                             {"-o", "log-level=debug"},
+                                             {"-o", "debug"},
+                                             {"--debug"},
+                                             {"-d"}}) {
+    const auto options = parse_more(words);
+    ASSERT_TRUE(options) << words[0];
+    EXPECT_EQ(options->log_level, log::Level::kDebug) << words[0];
+  }
+  for (const char* word : {"--no-killpriv-v2", "--killpriv-v2=never", "-okillpriv_v2=never",
+                           "-ono_killpriv_v2", "-ono-killpriv-v2"}) {
+    const auto options = parse_more({word});
+    ASSERT_TRUE(options) << word;
+    EXPECT_EQ(options->killpriv_v2, fuse::Wish::kOff) << word;
+  }
+  EXPECT_EQ(parse_more({"--killpriv-v2"})->killpriv_v2, fuse::Wish::kOn);
+  EXPECT_EQ(parse_more({})->killpriv_v2, fuse::Wish::kAuto);
+}
+
+TEST(Options, TheLastOneWinsAcrossForms) {
+  EXPECT_EQ(parse_more({"--cache=none", "-o", "cache=always"})->cache, CacheMode::kAlways);
+  EXPECT_EQ(parse_more({"-o", "cache=always", "--cache", "never"})->cache, CacheMode::kNone);
+  EXPECT_FALSE(parse_more({"-o", "xattr,no_xattr"})->xattr);
+  EXPECT_TRUE(parse_more({"--no-xattr", "--xattr"})->xattr);
+  EXPECT_EQ(parse_more({"-d", "-o", "log_level=err"})->log_level, log::Level::kError);
+  EXPECT_FALSE(parse_more({"--daemonize", "-f"})->daemonize);
+}
+
+TEST(Options, SplitListsWithEscapes) {
+  EXPECT_THAT(split_list("a,b=c"), ElementsAre("a", "b=c"));
+  EXPECT_THAT(split_list("source=/a,,b,xattr"), ElementsAre("source=/a,b", "xattr"));
+  EXPECT_THAT(split_list("source=/a\\,b,xattr"), ElementsAre("source=/a,b", "xattr"));
+  EXPECT_THAT(split_list("source=/a\\054b\\\\c"), ElementsAre("source=/a,b\\c"));
+  EXPECT_THAT(split_list("a\\40"), ElementsAre("a40"));
+  EXPECT_THAT(split_list("a,"), ElementsAre("a", ""));
+  EXPECT_THAT(split_list("a\\"), ElementsAre("a\\"));
+}
+
+TEST(Options, ReportEverythingUnknownInOneMessage) {
+  const std::string text = complaint({"--foo", "-o", "bar,xattr,baz=1", "--no-tag"});
+  EXPECT_THAT(text, HasSubstr("--foo"));
+  EXPECT_THAT(text, HasSubstr("-o bar"));
+  EXPECT_THAT(text, HasSubstr("-o baz=1"));
+  EXPECT_THAT(text, HasSubstr("--no-tag"));
+  EXPECT_THAT(text, Not(HasSubstr("xattr")));
+  EXPECT_THAT(complaint({"word"}), HasSubstr("unknown option: word"));
+  EXPECT_THAT(complaint({"-o", "xattr,"}), HasSubstr("unknown option: -o ''"));
+}
+
+TEST(Options, SayWhichValueIsWrongAndWhy) {
+  EXPECT_THAT(complaint({"-o", "timeout=-1"}), HasSubstr("-o timeout=-1 must not be negative"));
+  EXPECT_THAT(complaint({"-o", "timeout=soon"}), HasSubstr("-o timeout=soon must be a number"));
+  EXPECT_THAT(complaint({"--timeout=nan"}), HasSubstr("must be a number"));
+  EXPECT_THAT(complaint({"--thread-pool-size=-1"}), HasSubstr("must be"));
+  EXPECT_THAT(complaint({"--thread-pool-size=4096"}), HasSubstr("between 0 and 1024"));
+  EXPECT_THAT(complaint({"--num-request-queues=65"}), HasSubstr("between 1 and 64"));
+  EXPECT_THAT(complaint({"--cache=most"}), HasSubstr("--cache=most must be one of none, auto"));
+  EXPECT_THAT(complaint({"-o", "log_level=loud"}), HasSubstr("log_level=loud must be one of"));
+  EXPECT_THAT(complaint({"--tag=1234567890123456789012345678901234567"}), HasSubstr("36 bytes"));
+  EXPECT_THAT(complaint({"-o", "xattrmap=:nonsense:"}), HasSubstr("is not a valid map"));
+  EXPECT_THAT(complaint({"--uid-map=0:1:2"}), HasSubstr("must look like"));
+  EXPECT_THAT(complaint({"--uid-map=:0:1:0:"}), HasSubstr("count of 0"));
+  EXPECT_THAT(complaint({"--uid-map=:0:4294967294:2:"}), HasSubstr("past the last id"));
+  EXPECT_THAT(complaint({"--tag="}), HasSubstr("--tag= needs a value"));
+  EXPECT_THAT(complaint({"-o", "tag="}), HasSubstr("-o tag needs a value"));
+  EXPECT_THAT(complaint({"-o", "writeback=1"}), HasSubstr("takes no value"));
+  EXPECT_THAT(complaint({"--writeback=1"}), HasSubstr("takes no value"));
+}
+
+TEST(Options, RefuseWhatCannotBeHonoured) {
+  EXPECT_THAT(complaint({"--translate-uid=map:0:1000:1"}), HasSubstr("not supported"));
+  EXPECT_THAT(complaint({"--migration-mode=find-paths"}), HasSubstr("not supported"));
+  EXPECT_THAT(complaint({"-o", "posix_acl,no_xattr"}), HasSubstr("posix_acl needs extended"));
+  EXPECT_THAT(complaint({"--fd=3"}), HasSubstr("can't be given together"));
+}
+
+TEST(Options, NeedADirectoryAndASocket) {
+  ::unsetenv("LISTEN_FDS");
+  EXPECT_THAT(parse_words({"--socket-path=/s"}).error().text, HasSubstr("no directory"));
+  EXPECT_THAT(parse_words({"--shared-dir=/d"}).error().text, HasSubstr("no socket"));
+  EXPECT_THAT(parse_words({"--shared-dir=/d", "--fd=3", "--socket-group=kvm"}).error().text,
+              HasSubstr("--socket-group needs --socket-path"));
+}
+
+TEST(Options, LeaveTheSocketToSystemdWhenItPassesOne) {
+  ::setenv("LISTEN_FDS", "1", 1);
+  EXPECT_TRUE(parse_words({"--shared-dir=/d"}));
+  ::unsetenv("LISTEN_FDS");
+}
+
+TEST(Options, CacheModesSetTimeoutsThatTimeoutOverrides) {
+  const auto none = parse_more({"--cache=none"});
+  EXPECT_EQ(none->entry_timeout, 0);
+  EXPECT_FALSE(none->readdirplus);
+  EXPECT_TRUE(none->allow_mmap);
+  EXPECT_EQ(parse_more({"--cache=auto"})->attribute_timeout, 1);
+  EXPECT_EQ(parse_more({"--cache=always"})->entry_timeout, 86400);
+  EXPECT_EQ(parse_more({"--cache=metadata"})->entry_timeout, 86400);
+  const auto fraction = parse_more({"-o", "timeout=0.25", "--cache=always"});
+  EXPECT_EQ(fraction->entry_timeout, 0.25);
+  EXPECT_EQ(fraction->attribute_timeout, 0.25);
+  EXPECT_EQ(fraction->negative_timeout, 0.25);
+  EXPECT_EQ(parse_more({"--negative-timeout=0"})->negative_timeout, 0);
+  EXPECT_TRUE(parse_more({"--cache=none", "--readdirplus"})->readdirplus);
+}
+
+TEST(Options, PrintHelpVersionAndCapabilitiesWithStatusZero) {
+  for (const char* word : {"-h", "--help"}) {
+    const auto help = parse_words({word, "--nonsense"});
+    EXPECT_EQ(help.error().exit_status, 0);
+    EXPECT_THAT(help.error().text, HasSubstr("--thread-pool-size=NUM"));
+  }
+  EXPECT_THAT(parse_words({"-V"}).error().text, HasSubstr("virtiofsd "));
+  EXPECT_EQ(parse_words({"--version"}).error().exit_status, 0);
+  const auto capabilities = parse_words({"--print-capabilities"});
+  EXPECT_EQ(capabilities.error().exit_status, 0);
+  EXPECT_THAT(capabilities.error().text, HasSubstr("\"type\": \"fs\""));
+}
+
+TEST(Options, IdRangesMayBeRepeated) {
+  const auto options = parse_more({"--uid-map=:0:1000:1:", "--uid-map", "/1/100000/65536/"});
+  ASSERT_TRUE(options);
+  EXPECT_THAT(options->sandbox.uid_map,
+              ElementsAre(sandbox::IdRange{0, 1000, 1}, sandbox::IdRange{1, 100000, 65536}));
+}
+
+}  // namespace
+}  // namespace virtiofsd::cli

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// The process tree with workers that do next to nothing. The tree changes the
+// process it is started in, so each test runs it in a child.
+#include "daemon/supervisor.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <new>
+
+#include "base/log.h"
+#include "sys/sockets.h"
+
+namespace virtiofsd {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Worker = std::function<int(WorkerStart&)>;
+
+// Seen by all processes of a test.
+struct Shared {
+  std::atomic<int> pid{0};
+  std::atomic<int> number{0};
+};
+
+class SupervisorTest : public testing::TestWithParam<sandbox::Mode> {
+ protected:
+  SupervisorTest() {
+    std::string name = "/tmp/virtiofsd-tree-XXXXXX";
+    directory_ = ::mkdtemp(name.data());
+    share_ = directory_ + "/share";
+    socket_ = directory_ + "/socket";
+    std::filesystem::create_directory(share_);
+    void* memory =
+        ::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    shared_ = new (memory) Shared;
+  }
+  ~SupervisorTest() override {
+    if (tree_ > 0) {
+      ::kill(tree_, SIGKILL);
+      ::waitpid(tree_, nullptr, 0);
+    }
+    ::munmap(shared_, sizeof(Shared));
+    std::filesystem::remove_all(directory_);
+  }
+
+  void start(const Worker& worker) {
+    tree_ = ::fork();
+    if (tree_ != 0) return;
+    log::configure(log::Sink::kStderr, log::Level::kOff);
+    auto plan = sandbox::Plan::make(
+        {.shared_dir = share_, .mode = GetParam(), .seccomp = sandbox::SeccompMode::kNone});
+    auto listener = Listener::prepare({.path = socket_});
+    if (!plan || !listener) ::_exit(99);
+    ::_exit(run_process_tree({}, std::move(*plan), *listener, worker));
+  }
+
+  // The exit status of the tree; -1 if it lives on after `patience`.
+  int wait(std::chrono::milliseconds patience = std::chrono::seconds(10)) {
+    const auto deadline = Clock::now() + patience;
+    int status = 0;
+    while (::waitpid(tree_, &status, WNOHANG) == 0) {
+      if (Clock::now() > deadline) return -1;
+      ::poll(nullptr, 0, 1);
+    }
+    tree_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+  }
+
+  void wait_for_socket() const {
+    const auto deadline = Clock::now() + std::chrono::seconds(10);
+    while (!sys::connect_unix(socket_) && Clock::now() < deadline) ::poll(nullptr, 0, 1);
+  }
+
+  bool nothing_left_behind() const {
+    return !std::filesystem::exists(socket_) && !std::filesystem::exists(socket_ + ".pid");
+  }
+
+  std::string directory_;
+  std::string share_;
+  std::string socket_;
+  Shared* shared_ = nullptr;
+  pid_t tree_ = -1;
+};
+
+int serve_for_ever(WorkerStart& start) {
+  if (!start.ready()) return 1;
+  for (;;) ::pause();
+}
+
+TEST_P(SupervisorTest, PassesTheWorkersExitStatusOn) {
+  for (const int status : {0, 1, 7}) {
+    start([status](WorkerStart& begin) { return begin.ready() ? status : 100; });
+    EXPECT_EQ(wait(), status);
+    EXPECT_TRUE(nothing_left_behind());
+  }
+}
+
+TEST_P(SupervisorTest, MakesNoSocketForAWorkerThatFailsBeforeItIsReady) {
+  start([this](WorkerStart&) {
+    shared_->number = ::access(socket_.c_str(), F_OK) == 0 ? 1 : 2;
+    return 3;
+  });
+  EXPECT_EQ(wait(), 3);
+  EXPECT_EQ(shared_->number, 2);
+  EXPECT_TRUE(nothing_left_behind());
+}
+
+TEST_P(SupervisorTest, EndsWithStatusZeroWithinASecondOfEachStopSignal) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
+    start(serve_for_ever);
+    wait_for_socket();
+    const auto before = Clock::now();
+    ::kill(tree_, signal);
+    EXPECT_EQ(wait(), 0);
+    EXPECT_LT(Clock::now() - before, std::chrono::seconds(1));
+    EXPECT_TRUE(nothing_left_behind());
+  }
+}
+
+TEST_P(SupervisorTest, EndsAWorkerThatDoesNotListenToSignals) {
+  start([](WorkerStart& begin) {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::sigprocmask(SIG_BLOCK, &all, nullptr);
+    return serve_for_ever(begin);
+  });
+  wait_for_socket();
+  const auto before = Clock::now();
+  ::kill(tree_, SIGTERM);
+  EXPECT_EQ(wait(), 0);
+  EXPECT_LT(Clock::now() - before, std::chrono::seconds(1));
+  EXPECT_TRUE(nothing_left_behind());
+}
+
+TEST_P(SupervisorTest, FailsWhenTheWorkerIsKilled) {
+  for (const int signal : {SIGSEGV, SIGKILL, SIGABRT}) {
+    start([signal](WorkerStart& begin) {
+      if (!begin.ready()) return 1;
+      ::signal(signal, SIG_DFL);
+      ::kill(::getpid(), signal);
+      return 0;
+    });
+    EXPECT_EQ(wait(), 1) << signal;
+    EXPECT_TRUE(nothing_left_behind());
+  }
+}
+
+TEST_P(SupervisorTest, TheWorkerSharesDescriptorsButNotMemoryWithTheSupervisor) {
+  start([this](WorkerStart& begin) {
+    struct stat root {};
+    struct stat outside {};
+    if (::fstat(begin.sandbox.root.number(), &root) != 0) return 1;
+    if (::fstatat(begin.sandbox.root.number(), ".", &outside, 0) != 0) return 2;
+    shared_->pid = ::getppid();
+    if (!begin.ready()) return 3;
+    return S_ISDIR(root.st_mode) && root.st_ino == outside.st_ino ? 42 : 4;
+  });
+  EXPECT_EQ(wait(), 42);
+  if (GetParam() == sandbox::Mode::kNamespace) {
+    EXPECT_EQ(shared_->pid, 1);
+  }
+}
+
+TEST_P(SupervisorTest, TheWorkerDiesWithTheLauncher) {
+  // The pipe's write end is held by the tree only; its end is everybody's end.
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  start(serve_for_ever);
+  ::close(ends[1]);
+  wait_for_socket();
+  ::kill(tree_, SIGKILL);
+  struct pollfd polled = {ends[0], 0, 0};
+  EXPECT_EQ(::poll(&polled, 1, 10'000), 1) << "a process is left";
+  ::close(ends[0]);
+}
+
+std::vector<sandbox::Mode> modes() {
+  // An ordinary user's chroot is refused, which is tested elsewhere.
+  if (::geteuid() != 0) return {sandbox::Mode::kNone, sandbox::Mode::kNamespace};
+  return {sandbox::Mode::kNone, sandbox::Mode::kChroot, sandbox::Mode::kNamespace};
+}
+
+INSTANTIATE_TEST_SUITE_P(Sandboxes, SupervisorTest, testing::ValuesIn(modes()),
+                         [](const testing::TestParamInfo<sandbox::Mode>& mode) {
+                           switch (mode.param) {
+                             case sandbox::Mode::kNone:
+                               return "None";
+                             case sandbox::Mode::kChroot:
+                               return "Chroot";
+                             case sandbox::Mode::kNamespace:
+                               break;
+                           }
+                           return "Namespace";
+                         });
+
+}  // namespace
+}  // namespace virtiofsd
