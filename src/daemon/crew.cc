@@ -27,6 +27,10 @@ using Clock = std::chrono::steady_clock;
 constexpr std::uint32_t kSignalBatch = 16;
 constexpr std::uint32_t kLargeRequest = 32U << 10;
 
+// Passing the lead costs two wake-ups, so it is only worth it where requests
+// that say they may block do so for longer than this on average.
+constexpr std::uint32_t kLongBlockNs = 50'000;
+
 constexpr auto kWatchTick = std::chrono::microseconds(500);
 // Ticks without any request before the watchdog goes to sleep.
 constexpr int kWatchLinger = 100;
@@ -61,9 +65,11 @@ class Crew::Hand final : public fuse::Scheduler {
   void begin(std::uint64_t state) {
     state_ = state;
     leads_ = true;
+    announced_ = false;
   }
   // The request is served. True when this thread still leads.
   bool end() {
+    if (announced_) crew_.note_block(Clock::now() - announced_at_);
     if (!leads_) return false;
     std::uint64_t expected = state_;
     leads_ = crew_.lead_.compare_exchange_strong(expected, (state_ & ~kPhaseMask) | kRing,
@@ -72,7 +78,12 @@ class Crew::Hand final : public fuse::Scheduler {
   }
 
   void about_to_block() override {
-    if (leads_ && crew_.settings_.pool_size > 1) leads_ = !crew_.give_lead_away(state_);
+    if (!leads_ || crew_.settings_.pool_size <= 1) return;
+    if (!announced_) {
+      announced_ = true;
+      announced_at_ = Clock::now();
+    }
+    if (crew_.blocks_are_long()) leads_ = !crew_.give_lead_away(state_);
   }
 
   Result<> about_to_wait_for_lock() override {
@@ -99,6 +110,8 @@ class Crew::Hand final : public fuse::Scheduler {
   Crew& crew_;
   std::uint64_t state_ = 0;
   bool leads_ = false;
+  bool announced_ = false;  // this request said that it may block, then:
+  Clock::time_point announced_at_;
 };
 
 // ---- Crew ---------------------------------------------------------------------
@@ -245,6 +258,17 @@ Crew::Passed Crew::pass_lead(std::uint64_t state) {
   // What was published so far must not wait for the new leader.
   queue_.signal();
   return passed;
+}
+
+// A moving average; a lost update among several threads is no harm.
+void Crew::note_block(std::chrono::nanoseconds took) {
+  const auto ns = static_cast<std::uint32_t>(std::min<std::int64_t>(took.count(), 100'000'000));
+  const std::uint32_t before = block_ns_.load(std::memory_order_relaxed);
+  block_ns_.store(before - before / 8 + ns / 8, std::memory_order_relaxed);
+}
+
+bool Crew::blocks_are_long() const {
+  return block_ns_.load(std::memory_order_relaxed) > kLongBlockNs;
 }
 
 bool Crew::give_lead_away(std::uint64_t state) {

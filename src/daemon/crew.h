@@ -5,9 +5,9 @@
 // each itself. The others are parked and cost nothing.
 //
 // The lead passes on only when a request blocks: before, when the operation
-// says that it is about to; or after the fact, when the watchdog finds the
-// leader in the same request for too long. A thread that lost the lead that
-// way finishes its request, publishes it, and parks.
+// says that it is about to and such operations have been slow lately; or after the fact, when the
+// watchdog finds the leader in the same request for too long. A thread that lost the lead that way
+// finishes its request, publishes it, and parks.
 //
 // With one thread (pool size 0 or 1) nothing passes, except that waits for
 // locks always get a thread of their own: a waiting lock delays nobody.
@@ -82,6 +82,8 @@ class Crew {
   enum class Passed : std::uint8_t { kNo, kYes, kThreadMissing };
   Passed pass_lead(std::uint64_t state);
   bool give_lead_away(std::uint64_t state);
+  void note_block(std::chrono::nanoseconds took);
+  bool blocks_are_long() const;
   bool can_add_thread_locked() const REQUIRES(mutex_);
 
   virtio::Queue& queue_;
@@ -99,6 +101,9 @@ class Crew {
   bool running_ = false;  // session thread only
 
   std::chrono::nanoseconds poll_window_{0};  // the leader's own
+  // How long requests that announce a block have been taking. Begins long, so
+  // that the first ones are not waited for.
+  std::atomic<std::uint32_t> block_ns_{1'000'000};
 
   mutable Mutex mutex_;
   Condition changed_;

@@ -36,6 +36,9 @@ constexpr std::size_t kStripes = 256;
 constexpr std::uint32_t kMaxHandleRecords = 1U << 20;
 constexpr std::size_t kMaxDepth = 1U << 16;  // of a walk from a cold inode up to a hot one
 constexpr std::uint32_t kDemotionBatch = 32;
+// A record's parent may change while its ancestors are opened; that often is enough.
+constexpr int kWarmUpAttempts = 4;
+constexpr Errno kMovedMeanwhile{EAGAIN};
 
 // A file this old can't share its inode number *and* birth time with a later
 // one: file systems stamp births from a clock that ticks at least every 10 ms.
@@ -100,6 +103,9 @@ struct Identity {
   std::uint64_t ino = 0;
   std::int64_t birth = 0;
   std::uint16_t mount = 0;
+  // Never changes either: where birth times say nothing, a device that took
+  // over a removed file's number must not pass for that file.
+  std::uint8_t type = 0;
 
   std::uint64_t hash() const { return mix(ino ^ mix(static_cast<std::uint64_t>(birth) + mount)); }
 };
@@ -133,9 +139,17 @@ MountKey mount_key(const struct statx& stx) {
           (stx.stx_mask & STATX_MNT_ID) != 0 ? stx.stx_mnt_id : 0};
 }
 
+std::uint8_t type_of(const struct statx& stx) {
+  return static_cast<std::uint8_t>((stx.stx_mode & S_IFMT) >> 12);
+}
+
 std::int64_t birth_of(const struct statx& stx) {
   if ((stx.stx_mask & STATX_BTIME) == 0) return 0;
   return stx.stx_btime.tv_sec * kNsPerSecond + stx.stx_btime.tv_nsec;
+}
+
+Identity identity_of(const InodeRecord& record) {
+  return {.ino = record.ino, .birth = record.birth, .mount = record.mount, .type = record.type};
 }
 
 struct KnownName {
@@ -149,6 +163,11 @@ struct KnownName {
 }  // namespace
 
 struct InodeStore::State {
+  // Whether opening something may demote something else. Demotion opens
+  // parents itself: it must not come back to itself, for there is no end to
+  // how often a guest could make it.
+  enum class Room : std::uint8_t { kMake, kAsThereIs };
+
   struct Shard {
     Mutex mutex;
     std::vector<std::uint32_t> buckets GUARDED_BY(mutex) = std::vector<std::uint32_t>(16);
@@ -211,7 +230,15 @@ struct InodeStore::State {
   }
 
   static Identity identity(const struct statx& stx, const Mount& mount) {
-    return {stx.stx_ino, mount.by_birth ? birth_of(stx) : 0, mount.index};
+    return {.ino = stx.stx_ino,
+            .birth = mount.by_birth ? birth_of(stx) : 0,
+            .mount = mount.index,
+            .type = type_of(stx)};
+  }
+
+  static bool is(const InodeRecord& record, const Identity& identity) {
+    return record.ino == identity.ino && record.birth == identity.birth &&
+           record.mount == identity.mount && record.type == identity.type;
   }
 
   // ESTALE when `stx` describes another file than the record.
@@ -219,10 +246,7 @@ struct InodeStore::State {
     const auto mount = known_mount(mount_key(stx));
     if (!mount) return Errno{ESTALE};
     const Identity now = identity(stx, *mount);
-    if (now.ino != record.ino || now.birth != record.birth || now.mount != record.mount) {
-      return Errno{ESTALE};
-    }
-    return {};
+    return is(record, now) ? Result<>{} : Errno{ESTALE};
   }
 
   // ---- pins ---------------------------------------------------------------
@@ -284,10 +308,7 @@ struct InodeStore::State {
     std::uint32_t slot = of.buckets[hash & (of.buckets.size() - 1)];
     while (slot != 0) {
       const InodeRecord& record = at(slot);
-      if (record.ino == identity.ino && record.birth == identity.birth &&
-          record.mount == identity.mount) {
-        return slot;
-      }
+      if (is(record, identity)) return slot;
       slot = record.next_by_identity.load(std::memory_order_relaxed);
     }
     return 0;
@@ -307,7 +328,7 @@ struct InodeStore::State {
       while (slot != 0) {
         InodeRecord& record = at(slot);
         const std::uint32_t next = record.next_by_identity.load(std::memory_order_relaxed);
-        const std::uint64_t hash = Identity{record.ino, record.birth, record.mount}.hash();
+        const std::uint64_t hash = identity_of(record).hash();
         std::uint32_t& bucket = larger[hash & (larger.size() - 1)];
         record.next_by_identity.store(bucket, std::memory_order_relaxed);
         bucket = slot;
@@ -339,9 +360,8 @@ struct InodeStore::State {
 
   // A record for this identity, pinned, with one more lookup: the one that is
   // there already, or a new one that takes `fd` (none: cold).
-  Result<std::uint32_t> find_or_insert(const Identity& identity, const struct statx& stx,
-                                       NodeId parent, std::optional<Name> name, UniqueFd fd,
-                                       bool submount) {
+  Result<std::uint32_t> find_or_insert(const Identity& identity, NodeId parent,
+                                       std::optional<Name> name, UniqueFd fd, bool submount) {
     std::uint32_t reference = 0;
     if (name) reference = TRY(blobs.add(std::as_bytes(std::span{name->view()})));
     const bool cold = !fd;
@@ -363,7 +383,7 @@ struct InodeStore::State {
       record.ino = identity.ino;
       record.birth = identity.birth;
       record.mount = identity.mount;
-      record.type = static_cast<std::uint8_t>((stx.stx_mode & S_IFMT) >> 12);
+      record.type = identity.type;
       record.submount = submount ? 1 : 0;
       record.lookups.store(1, std::memory_order_relaxed);
       record.parent.store(name ? parent.value : 0, std::memory_order_relaxed);
@@ -372,7 +392,7 @@ struct InodeStore::State {
       record.handle.store(0, std::memory_order_relaxed);
       record.opens.store(0, std::memory_order_relaxed);
       record.cold_children.store(0, std::memory_order_relaxed);
-      record.touched.store(1, std::memory_order_relaxed);
+      record.touched.store(cold ? 0 : 1, std::memory_order_relaxed);
       if (fd) hot.fetch_add(1, std::memory_order_relaxed);
       record.fd.store(fd.release(), std::memory_order_relaxed);
       link_locked(of, slot, hash);
@@ -428,11 +448,13 @@ struct InodeStore::State {
 
   // ENFILE and EMFILE mean that we hold too much: let cold ones go and try again.
   template <typename Open>
-  Result<UniqueFd> with_room(Open open) {
+  Result<UniqueFd> with_room(Open open, Room room = Room::kMake) {
     for (int tries = 0;; ++tries) {
       Result<UniqueFd> fd = open();
-      if (fd || (fd.error() != Errno{EMFILE} && fd.error() != Errno{ENFILE}) || tries == 30)
+      if (fd || (fd.error() != Errno{EMFILE} && fd.error() != Errno{ENFILE}) || tries == 30 ||
+          room == Room::kAsThereIs) {
         return fd;
+      }
       if (demote_some() == 0) {
         // Everything is in use or too young to let go: youth passes.
         const timespec tick{0, kSettledNs / 10};
@@ -467,19 +489,25 @@ struct InodeStore::State {
     InodeRecord& record = at(slot);
     const NodeId id = id_of(slot);
     if (!try_pin(id)) return false;
+    const std::uint64_t hash = identity_of(record).hash();
     const bool can_return = prove_return(slot);
     const NodeId parent{record.parent.load(std::memory_order_relaxed)};
     count_cold(parent, 1);
     // Between here and set_aside somebody may pin it: then it stays hot.
     unpin(slot);
     UniqueFd closes;
-    if (can_return && inodes.generation(slot) == generation_of(id) && inodes.set_aside(slot)) {
-      if (record.opens.load(std::memory_order_relaxed) == 0 &&
-          inodes.generation(slot) == generation_of(id) &&
-          record.parent.load(std::memory_order_relaxed) == parent.value) {
-        closes = UniqueFd{record.fd.exchange(-1, std::memory_order_acq_rel)};
+    if (can_return) {
+      // Who pins by id waits while the record is aside; who finds it in the
+      // index pins under this lock.
+      Lock lock(shard(hash).mutex);
+      if (inodes.generation(slot) == generation_of(id) && inodes.set_aside(slot)) {
+        if (record.opens.load(std::memory_order_relaxed) == 0 &&
+            inodes.generation(slot) == generation_of(id) &&
+            record.parent.load(std::memory_order_relaxed) == parent.value) {
+          closes = UniqueFd{record.fd.exchange(-1, std::memory_order_acq_rel)};
+        }
+        inodes.put_back(slot);
       }
-      inodes.put_back(slot);
     }
     if (!closes) {
       count_cold(parent, -1);
@@ -495,21 +523,23 @@ struct InodeStore::State {
     InodeRecord& record = at(slot);
     const FdRef fd{record.fd.load(std::memory_order_acquire)};
     if (!fd.valid()) return false;
-    if (record.handle.load(std::memory_order_relaxed) != 0 || remember_handle(slot, fd))
-      return true;
-    if (!settled(record.birth)) return false;
     struct statx stx {};
-    return static_cast<bool>(stat_by_name(slot, kMinimalMask, &stx));
+    if (record.handle.load(std::memory_order_relaxed) != 0 || remember_handle(slot, fd)) {
+      // The descriptor of a file without a name is all that keeps it.
+      return sys::statx(fd, STATX_NLINK, &stx) && stx.stx_nlink != 0;
+    }
+    if (!settled(record.birth)) return false;
+    return static_cast<bool>(stat_by_name(slot, kMinimalMask, &stx, Room::kAsThereIs));
   }
 
   static constexpr unsigned kMinimalMask = STATX_TYPE | STATX_INO | STATX_BTIME | STATX_MNT_ID;
 
-  // A cold record's attributes by its name, verified to be the same file.
-  Result<> stat_by_name(std::uint32_t slot, unsigned mask, struct statx* out) {
+  // A record's attributes by its name, verified to be the same file.
+  Result<> stat_by_name(std::uint32_t slot, unsigned mask, struct statx* out, Room room) {
     const auto known = known_name(slot);
     if (!known || !try_pin(known->parent)) return Errno{ESTALE};
     const Pinned parent{*this, slot_of(known->parent)};
-    const FdRef directory = TRY(path_fd(slot_of(known->parent)));
+    const FdRef directory = TRY(path_fd(slot_of(known->parent), room));
     const Name name = TRY(known->name());
     auto got = sys::statx(directory, name, AT_NO_AUTOMOUNT, mask | kMinimalMask, out);
     if (!got) return gone_to_stale(got.error());
@@ -530,27 +560,41 @@ struct InodeStore::State {
     ~Pinned() { state.unpin(slot); }
   };
 
-  // The O_PATH descriptor of a pinned record, opened now if need be. Ancestors
-  // that are cold are opened first, from the top: a loop, since the guest
-  // decides how deep its trees are.
-  Result<FdRef> path_fd(std::uint32_t slot) {
+  // The O_PATH descriptor of a pinned record, opened now if need be.
+  Result<FdRef> path_fd(std::uint32_t slot, Room room = Room::kMake) {
     const std::int32_t number = at(slot).fd.load(std::memory_order_acquire);
     if (number >= 0) [[likely]] {
       std::atomic<std::uint8_t>& touched = at(slot).touched;
       if (touched.load(std::memory_order_relaxed) == 0) touched.store(1, std::memory_order_relaxed);
       return FdRef{number};
     }
-    return warm_up(slot);
+    return warm_up(slot, room);
   }
 
-  Result<FdRef> warm_up(std::uint32_t slot) {
+  Result<FdRef> warm_up(std::uint32_t slot, Room room) {
+    Result<FdRef> fd = Errno{ESTALE};
+    for (int attempt = 0; attempt < kWarmUpAttempts; ++attempt) {
+      fd = climb_and_open(slot, room);
+      if (fd || fd.error() != kMovedMeanwhile) break;
+    }
+    if (room == Room::kMake) keep_budget();
+    if (!fd && fd.error() == kMovedMeanwhile) return Errno{ESTALE};
+    return fd;
+  }
+
+  // Up to the first ancestor that is hot or that a handle leads to, then down
+  // by name. A loop, for the guest decides how deep its trees are.
+  Result<FdRef> climb_and_open(std::uint32_t slot, Room room) {
     std::vector<std::uint32_t> chain;  // pinned, but for the first, by us
     const auto release = [&] {
       for (std::size_t i = 1; i < chain.size(); ++i) unpin(chain[i]);
     };
     chain.push_back(slot);
-    while (at(chain.back()).fd.load(std::memory_order_acquire) < 0 &&
-           at(chain.back()).handle.load(std::memory_order_relaxed) == 0) {
+    while (at(chain.back()).fd.load(std::memory_order_acquire) < 0) {
+      if (auto by_handle = reach_by_handle(chain.back(), room)) {
+        now_hot(chain.back(), std::move(*by_handle));
+        break;
+      }
       const NodeId parent{at(chain.back()).parent.load(std::memory_order_relaxed)};
       if (parent.value == 0 || chain.size() > kMaxDepth || !try_pin(parent)) {
         release();
@@ -558,21 +602,22 @@ struct InodeStore::State {
       }
       chain.push_back(slot_of(parent));
     }
-    Result<FdRef> fd = Errno{ESTALE};
-    for (std::size_t i = chain.size(); i-- > 0;) {
-      fd = open_cold(chain[i]);
-      if (!fd) break;
-    }
+    // Pinned, so what is hot stays hot.
+    Result<FdRef> fd = FdRef{at(chain.back()).fd.load(std::memory_order_acquire)};
+    for (std::size_t i = chain.size() - 1; fd && i-- > 0;) fd = open_cold(chain[i], room);
     release();
-    keep_budget();
     return fd;
   }
 
-  Result<FdRef> open_cold(std::uint32_t slot) {
-    InodeRecord& record = at(slot);
-    const std::int32_t number = record.fd.load(std::memory_order_acquire);
+  Result<FdRef> open_cold(std::uint32_t slot, Room room) {
+    const std::int32_t number = at(slot).fd.load(std::memory_order_acquire);
     if (number >= 0) return FdRef{number};
-    UniqueFd fd = TRY(reach(slot));
+    return now_hot(slot, TRY(reach_by_name(slot, room)));
+  }
+
+  // Two threads may come at once: the descriptor that stays is returned.
+  FdRef now_hot(std::uint32_t slot, UniqueFd fd) {
+    InodeRecord& record = at(slot);
     NodeId parent;
     {
       Lock lock(stripe(slot));
@@ -588,21 +633,24 @@ struct InodeStore::State {
     return FdRef{fd.release()};
   }
 
-  // A descriptor of a cold record, by handle or by name, verified.
-  Result<UniqueFd> reach(std::uint32_t slot) {
+  Result<UniqueFd> reach_by_handle(std::uint32_t slot, Room room) {
     const auto handle = stored_handle(slot);
-    if (handle) {
-      auto fd = with_room(
-          [&] { return sys::open_by_handle_at(mount_for_handles, *handle, O_PATH | O_NOFOLLOW); });
-      if (fd) return fd;
-    }
+    if (!handle) return Errno{ESTALE};
+    return with_room(
+        [&] { return sys::open_by_handle_at(mount_for_handles, *handle, O_PATH | O_NOFOLLOW); },
+        room);
+  }
+
+  // A descriptor of a cold record by its name, verified. The parent is hot,
+  // or the record got another one since we looked: kMovedMeanwhile.
+  Result<UniqueFd> reach_by_name(std::uint32_t slot, Room room) {
     const auto known = known_name(slot);
     if (!known || !try_pin(known->parent)) return Errno{ESTALE};
     const Pinned parent{*this, slot_of(known->parent)};
-    // Hot already (warm_up goes from the top), or the handle of the parent leads there.
-    const FdRef directory = TRY(path_fd(slot_of(known->parent)));
+    const FdRef directory{at(parent.slot).fd.load(std::memory_order_acquire)};
+    if (!directory.valid()) return kMovedMeanwhile;
     const Name name = TRY(known->name());
-    auto fd = with_room([&] { return sys::open_path(directory, name); });
+    auto fd = with_room([&] { return sys::open_path(directory, name); }, room);
     if (!fd) return gone_to_stale(fd.error());
     struct statx stx {};
     TRY(sys::statx(*fd, kMinimalMask, &stx));
@@ -645,7 +693,7 @@ struct InodeStore::State {
   // Takes lookups back under the index lock; at zero the record leaves the index.
   void forget(std::uint32_t slot, std::uint32_t generation, std::uint64_t count) {
     InodeRecord& record = at(slot);
-    const std::uint64_t hash = Identity{record.ino, record.birth, record.mount}.hash();
+    const std::uint64_t hash = identity_of(record).hash();
     bool ours = false;
     {
       Shard& of = shard(hash);
@@ -792,8 +840,14 @@ Result<UniqueFd> InodeStore::open(const InodeRef& inode, int flags) {
 Result<> InodeStore::stat(const InodeRef& inode, unsigned mask, struct statx* out) {
   const std::int32_t number = state_->at(inode.slot_).fd.load(std::memory_order_acquire);
   if (number >= 0) return sys::statx(FdRef{number}, mask, out);
-  if (state_->at(inode.slot_).handle.load(std::memory_order_relaxed) == 0) {
-    auto by_name = state_->stat_by_name(inode.slot_, mask, out);
+  // Asked about for the second time: a descriptor pays for itself, by halving the price.
+  std::atomic<std::uint8_t>& touched = state_->at(inode.slot_).touched;
+  const bool again = touched.load(std::memory_order_relaxed) != 0;
+  if (!again) touched.store(1, std::memory_order_relaxed);
+  const bool room =
+      state_->hot.load(std::memory_order_relaxed) < state_->settings.descriptor_budget;
+  if (!(again && room) && state_->at(inode.slot_).handle.load(std::memory_order_relaxed) == 0) {
+    auto by_name = state_->stat_by_name(inode.slot_, mask, out, State::Room::kMake);
     if (by_name || by_name.error() != Errno{ESTALE}) return by_name;
   }
   return sys::statx(TRY(state_->path_fd(inode.slot_)), mask, out);
@@ -826,8 +880,8 @@ Result<InodeRef> InodeStore::lookup(const InodeRef& directory, Name name, int fl
     if (!mount) mount = TRY(state.learn_mount(mount_key(*out), fd));
   }
   const bool submount = mount->index != state.at(directory.slot_).mount;
-  const std::uint32_t slot = TRY(state.find_or_insert(State::identity(*out, *mount), *out, parent,
-                                                      name, std::move(fd), submount));
+  const std::uint32_t slot = TRY(
+      state.find_or_insert(State::identity(*out, *mount), parent, name, std::move(fd), submount));
   InodeRef found{this, slot};
   state.note_name(slot, parent, name);
   state.keep_budget();
@@ -853,14 +907,17 @@ Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name
   }
   const bool submount = mount->index != state.at(directory.slot_).mount;
   const std::uint32_t slot =
-      TRY(state.find_or_insert(identity, *out, parent, name, std::move(path), submount));
+      TRY(state.find_or_insert(identity, parent, name, std::move(path), submount));
   InodeRef found{this, slot};
   state.keep_budget();
   return found;
 }
 
 void InodeStore::add_lookup(const InodeRef& inode) {
-  state_->at(inode.slot_).lookups.fetch_add(1, std::memory_order_relaxed);
+  InodeRecord& record = state_->at(inode.slot_);
+  // A forget reads the count and writes it under this lock.
+  Lock lock(state_->shard(identity_of(record).hash()).mutex);
+  record.lookups.fetch_add(1, std::memory_order_relaxed);
 }
 
 Result<InodeRef> InodeStore::parent(const InodeRef& inode, struct statx* out) {
@@ -872,20 +929,22 @@ Result<InodeRef> InodeStore::parent(const InodeRef& inode, struct statx* out) {
   }
   if (!inode.is_directory()) return Errno{ENOTDIR};
   const FdRef start = TRY(state.path_fd(inode.slot_));
-  UniqueFd above = TRY(open_parent(start));
+  const UniqueFd above = TRY(open_parent(start));
   // A directory that was moved out of the share must not lead out of it: the
-  // way up has to meet the root.
-  UniqueFd step = TRY(open_parent(start));
+  // way up has to meet the root. It begins at the very directory that was
+  // found, for a second look at ".." may find another one.
+  UniqueFd step;
   struct statx before {};
   TRY(sys::statx(start, sys::kStatxMask, &before));
   for (std::size_t depth = 0;; ++depth) {
+    const FdRef at = depth == 0 ? above.ref() : step.ref();
     struct statx stx {};
-    TRY(sys::statx(step, sys::kStatxMask, &stx));
+    TRY(sys::statx(at, sys::kStatxMask, &stx));
     if (state.verify(state.at(kRootSlot), stx)) break;
     const bool top = stx.stx_ino == before.stx_ino && mount_key(stx) == mount_key(before);
     if (top || depth == kMaxDepth) return Errno{ESTALE};
     before = stx;
-    step = TRY(open_parent(step));
+    step = TRY(open_parent(at));
   }
   return adopt(inode, std::nullopt, above, out);
 }
