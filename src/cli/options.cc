@@ -331,7 +331,7 @@ const Row kTable[] = {
      "BSD locks (flock) are seen by the host and by other guests (default no).",
      set_switch<&Options::flock>},
     {"norace", "", 0, Shape::kFlag, "",
-     "Fail where a symlink can only be changed by its name, instead of checking the name first.",
+     "No racy fallback for operations on symlinks: never used anyway, so no effect.",
      set_switch<&Options::no_race>},
     {"xattr", "", 0, Shape::kSwitch, "",
      "Extended attributes (default no).",

@@ -53,7 +53,7 @@ struct Options {
   bool announce_submounts = true;
   bool posix_lock = true;
   bool flock = false;
-  bool no_race = false;
+  bool no_race = false;     // changes nothing: there is no racy fallback
   bool allow_root = false;  // refuse callers other than the guest's root and our own user
   bool xattr = false;
   std::string xattr_map;  // checked; empty: none
