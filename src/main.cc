@@ -4,6 +4,7 @@
 // checked, become three processes, give up what isn't needed, open the socket,
 // and serve one VMM until it leaves.
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,9 +29,11 @@ namespace {
 // Descriptors that are neither inodes nor open files: rings, regions, epoll
 // sets, lock owners, the log.
 constexpr std::uint64_t kReservedDescriptors = 1024;
+// About 100 bytes each and a name: what a guest can make us remember is bounded.
+constexpr std::uint32_t kMostInodes = 1U << 24;
 constexpr std::uint32_t kMostHandles = (1U << 20) - 2;
-// Threads that may wait for locks, per queue.
-constexpr std::uint32_t kLockWaiters = 128;
+// Threads that may wait for locks, on the whole device.
+constexpr std::uint32_t kLockWaiters = 64;
 
 fuse::Offer offer(const cli::Options& options) {
   fuse::Offer offer;
@@ -60,6 +63,8 @@ Passthrough::Settings passthrough_settings(const cli::Options& options,
   if (!options.xattr_map.empty()) {
     settings.xattr_map = std::move(XattrMap::parse(options.xattr_map)).value();
   }
+  settings.uid_map = options.uid_translation;
+  settings.gid_map = options.gid_translation;
   settings.allow_direct_io = options.allow_direct_io;
   settings.announce_submounts = options.announce_submounts;
   settings.preserve_noatime = options.preserve_noatime;
@@ -70,6 +75,7 @@ Passthrough::Settings passthrough_settings(const cli::Options& options,
   settings.can_switch_user = sandbox.can_switch_user;
   settings.max_lock_waiters = kLockWaiters;
   settings.inodes.descriptor_budget = cli::inode_descriptors(options, descriptor_limit);
+  settings.inodes.max_inodes = kMostInodes;
   settings.inodes.use_file_handles = sandbox.can_use_handles;
   const std::uint64_t taken = settings.inodes.descriptor_budget + kReservedDescriptors;
   const std::uint64_t left = descriptor_limit > taken ? descriptor_limit - taken : 0;
@@ -102,6 +108,13 @@ Result<int, Failure> serve(const cli::Options& options, std::uint64_t descriptor
   device_settings.pool_size = options.thread_pool_size;
   device_settings.lock_waiters = kLockWaiters;
   device_settings.poll = std::chrono::microseconds(options.poll_us);
+  device_settings.prepare_thread = [mode = options.sandbox.seccomp] {
+    const auto restricted = sandbox::restrict_request_thread(mode);
+    if (restricted) return;
+    // A thread without its filter must not meet a guest.
+    log::error("{}", restricted.error().text());
+    std::abort();
+  };
   Device device(*file_system, dispatcher, device_settings);
 
   TRY(start.ready());

@@ -283,6 +283,7 @@ void Crew::depose(std::uint64_t state) {
 
 void Crew::thread_main() {
   file_system_.thread_started();
+  if (settings_.prepare_thread) settings_.prepare_thread();
   Hand hand(*this);
   for (;;) {
     {

@@ -16,6 +16,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -35,7 +36,8 @@ class Crew {
     std::uint32_t index = 0;         // of the queue, for names and logs
     std::uint32_t pool_size = 64;    // threads beside the leader that may be blocked; 0 and 1: none
     std::uint32_t lock_waiters = 0;  // threads that may wait for locks, on top
-    std::chrono::microseconds poll{0};  // longest time to spin for the next request; 0: never
+    std::chrono::microseconds poll{0};     // longest time to spin for the next request; 0: never
+    std::function<void()> prepare_thread;  // runs first in each thread; none: nothing
   };
 
   Crew(virtio::Queue& queue, fuse::Dispatcher& dispatcher, fuse::FileSystem& file_system,

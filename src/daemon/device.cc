@@ -15,6 +15,11 @@ namespace {
 constexpr std::uint64_t kVersion1 = 1ULL << 32;
 constexpr std::uint64_t kRingReset = 1ULL << 40;
 
+// What a request for a lock takes of a ring without indirect tables (Linux:
+// header, arguments, reply header), and one more: if as many wait as there is
+// room for so many, a quarter of the ring is still there for other requests.
+constexpr std::uint32_t kDescriptorsOfLock = 4;
+
 // struct virtio_fs_config (virtio 1.2, 5.11.4).
 struct Config {
   std::array<char, 36> tag;
@@ -139,7 +144,13 @@ Result<> Device::change_stopped(std::uint32_t index, Change change) {
 }
 
 Result<> Device::set_vring_size(std::uint32_t index, std::uint32_t size) {
-  return change_stopped(index, [&](virtio::Queue& queue) { return queue.set_size(size); });
+  return change_stopped(index, [&](virtio::Queue& queue) -> Result<> {
+    TRY(queue.set_size(size));
+    Ring& ring = *rings_[index];
+    if (size != ring.size) ring.crew.reset();
+    ring.size = size;
+    return {};
+  });
 }
 
 // Comes again while the ring runs to switch its log flag, which must not disturb it.
@@ -202,8 +213,9 @@ void Device::start_if_ready(std::uint32_t index) {
     Crew::Settings settings;
     settings.index = index;
     settings.pool_size = settings_.pool_size;
-    settings.lock_waiters = settings_.lock_waiters;
+    settings.lock_waiters = std::min(settings_.lock_waiters, ring.size / kDescriptorsOfLock);
     settings.poll = settings_.poll;
+    settings.prepare_thread = settings_.prepare_thread;
     ring.crew = std::make_unique<Crew>(ring.queue, dispatcher_, file_system_, watchdog_, settings);
   }
   if (ring.crew->running()) return;

@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,9 +34,10 @@ class Device final : public vhost_user::Backend {
     std::optional<std::string> tag;        // 1 to 36 bytes; offers CONFIG when set
     std::uint32_t num_request_queues = 1;  // what the config space says
     std::uint32_t pool_size = 64;          // as in Crew::Settings
-    std::uint32_t lock_waiters = 64;       // over all queues
+    std::uint32_t lock_waiters = 64;       // most per queue; a small ring has fewer
     bool in_order = false;                 // offers IN_ORDER
     std::chrono::microseconds poll{0};
+    std::function<void()> prepare_thread;  // as in Crew::Settings
   };
 
   Device(fuse::FileSystem& file_system, fuse::Dispatcher& dispatcher, Settings settings);
@@ -76,7 +78,8 @@ class Device final : public vhost_user::Backend {
   struct Ring {
     explicit Ring(std::uint32_t index) : queue(index) {}
     virtio::Queue queue;
-    std::unique_ptr<Crew> crew;  // made when the ring starts for the first time
+    std::unique_ptr<Crew> crew;  // made when the ring starts for the first time with its size
+    std::uint32_t size = 0;      // descriptors
     bool kicked = false;         // SET_VRING_KICK came since the ring was last stopped
   };
 

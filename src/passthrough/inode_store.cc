@@ -363,7 +363,11 @@ struct InodeStore::State {
   Result<std::uint32_t> find_or_insert(const Identity& identity, NodeId parent,
                                        std::optional<Name> name, UniqueFd fd, bool submount) {
     std::uint32_t reference = 0;
-    if (name) reference = TRY(blobs.add(std::as_bytes(std::span{name->view()})));
+    if (name) {
+      auto added = blobs.add(std::as_bytes(std::span{name->view()}));
+      if (!added) return Errno{ENFILE};  // as many nodes as we remember
+      reference = *added;
+    }
     const bool cold = !fd;
     if (cold) count_cold(parent, 1);
 
