@@ -2,10 +2,9 @@
 #include "daemon/crew.h"
 
 #include <fmt/format.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -47,6 +46,11 @@ void pause_cpu() {
 #else
   asm volatile("yield");
 #endif
+}
+
+// The C library names other threads through /proc, which the sandbox has not.
+void name_this_thread(const std::string& name) {
+  ::prctl(PR_SET_NAME, name.c_str(), 0, 0, 0);
 }
 
 UniqueFd must(int fd) {
@@ -231,8 +235,6 @@ void Crew::add_thread() {
   if (adding_ == 0) return;
   --adding_;
   threads_.emplace_back([this] { thread_main(); });
-  const std::string name = fmt::format("queue-{}", settings_.index);
-  ::pthread_setname_np(threads_.back().native_handle(), name.c_str());
 }
 
 // Makes the lead vacant, if the leader is still in `state` and there is or can
@@ -282,6 +284,7 @@ void Crew::depose(std::uint64_t state) {
 }
 
 void Crew::thread_main() {
+  name_this_thread(fmt::format("queue-{}", settings_.index));
   file_system_.thread_started();
   if (settings_.prepare_thread) settings_.prepare_thread();
   Hand hand(*this);
@@ -387,9 +390,11 @@ bool Crew::wait_for_work() {
 
 // ---- Watchdog -------------------------------------------------------------------
 
-Watchdog::Watchdog() : thread_([this] { run(); }) {
-  ::pthread_setname_np(thread_.native_handle(), "watchdog");
-}
+Watchdog::Watchdog()
+    : thread_([this] {
+        name_this_thread("watchdog");
+        run();
+      }) {}
 
 Watchdog::~Watchdog() {
   {

@@ -50,7 +50,8 @@ constexpr const char* kRequestCalls[] = {
     // memory
     "brk", "mmap", "munmap", "mremap", "mprotect", "madvise", "mincore",
     // signals and ending
-    "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "rt_sigtimedwait", "sigaltstack",
+    "rt_sigaction", "rt_sigprocmask", "rt_sigpending", "rt_sigreturn", "rt_sigtimedwait",
+    "sigaltstack",
     "tgkill", "tkill", "exit", "exit_group", "getpid", "gettid", "getppid", "getrandom", "rseq",
     "set_robust_list", "set_tid_address", "sched_getaffinity", "sysinfo", "uname",
 };
@@ -60,7 +61,7 @@ constexpr const char* kWorkerCalls[] = {
     "getsockname", "getpeername", "shutdown", "socketpair", "epoll_create1", "eventfd2",
     "pipe2", "memfd_create", "timerfd_create", "signalfd4", "inotify_init1",
     "inotify_add_watch", "inotify_rm_watch", "mlock", "munlock", "mlock2", "msync",
-    "rt_sigpending", "rt_sigsuspend", "sched_setaffinity", "sched_getscheduler",
+    "rt_sigsuspend", "sched_setaffinity", "sched_getscheduler",
     "sched_setscheduler", "sched_getparam", "sched_get_priority_max", "sched_get_priority_min",
     "getpriority", "setpriority", "getrusage", "times", "seccomp", "get_robust_list",
     "arch_prctl", "getrlimit", "fchmod",
