@@ -402,6 +402,12 @@ const Row kTable[] = {
        draft.options.sandbox.gid_map.push_back(TRY(id_range(value.text)));
        return {};
      }},
+    {"translate-uid", "", 0, Shape::kValue, "RULE",
+     "Other user ids in the guest than on the host: TYPE:FROM:TO:COUNT; may be repeated.",
+     [](Draft& draft, const Value& value) { return draft.options.uid_translation.add(value.text); }},
+    {"translate-gid", "", 0, Shape::kValue, "RULE",
+     "The same for group ids.",
+     [](Draft& draft, const Value& value) { return draft.options.gid_translation.add(value.text); }},
     {"debug", "", 'd', Shape::kFlag, "",
      "Log at level debug: a line for every request and reply.", set_debug},
     {"log-level", "loglevel", 0, Shape::kValue, "LEVEL",
@@ -425,8 +431,6 @@ const Row kTable[] = {
      "No effect; accepted for compatibility.", no_effect},
     {"fsname", "", 0, Shape::kValue, "NAME", "No effect; accepted for compatibility.", no_effect},
     {"subtype", "", 0, Shape::kValue, "NAME", "No effect; accepted for compatibility.", no_effect},
-    {"translate-uid", "", 0, Shape::kValue, "", "", refused},
-    {"translate-gid", "", 0, Shape::kValue, "", "", refused},
     {"migration-mode", "", 0, Shape::kValue, "", "", refused},
     {"migration-on-error", "", 0, Shape::kValue, "", "", refused},
     {"migration-verify-handles", "", 0, Shape::kFlag, "", "", refused},
@@ -613,6 +617,13 @@ Problem settle(Draft& draft) {
   if (no_xattr && options.posix_acl == fuse::Wish::kOn) return needs_xattr("posix_acl");
   if (no_xattr && options.security_label == fuse::Wish::kOn) return needs_xattr("security_label");
   if (no_xattr) options.posix_acl = options.security_label = fuse::Wish::kOff;
+  if (!options.uid_translation.empty() || !options.gid_translation.empty()) {
+    // The ids in an access control list would stay what they are.
+    if (options.posix_acl == fuse::Wish::kOn) {
+      return Failure{"--translate-uid and --translate-gid can't be given together with posix_acl"};
+    }
+    options.posix_acl = fuse::Wish::kOff;
+  }
   options.xattr =
       draft.xattr.value_or(!options.xattr_map.empty() || options.posix_acl != fuse::Wish::kOff ||
                            options.security_label != fuse::Wish::kOff);

@@ -20,6 +20,7 @@
 #include "daemon/listener.h"
 #include "fuse/negotiation.h"
 #include "passthrough/cache_mode.h"
+#include "passthrough/id_map.h"
 #include "sandbox/sandbox.h"
 
 namespace virtiofsd::cli {
@@ -57,6 +58,8 @@ struct Options {
   bool allow_root = false;  // refuse callers other than the guest's root and our own user
   bool xattr = false;
   std::string xattr_map;  // checked; empty: none
+  IdMap uid_translation;
+  IdMap gid_translation;
   fuse::Wish posix_acl = fuse::Wish::kOff;
   fuse::Wish security_label = fuse::Wish::kOff;
   fuse::Wish killpriv_v2 = fuse::Wish::kAuto;

@@ -150,8 +150,22 @@ TEST(Options, SayWhichValueIsWrongAndWhy) {
   EXPECT_THAT(complaint({"--writeback=1"}), HasSubstr("takes no value"));
 }
 
+TEST(Options, TranslateIdsByRulesThatAddUp) {
+  const auto options =
+      parse_words({"--shared-dir=/d", "--fd=3", "--translate-uid=map:0:1000:1", "--translate-uid",
+                   "forbid-guest:1:5", "-o", "translate_gid=squash-guest:0:7:10,posix_acl=auto"});
+  ASSERT_TRUE(options);
+  EXPECT_EQ(options->uid_translation.to_host(0), 1000U);
+  EXPECT_FALSE(options->uid_translation.to_host(5));
+  EXPECT_EQ(options->gid_translation.to_host(9), 7U);
+  EXPECT_EQ(options->posix_acl, fuse::Wish::kOff);
+  EXPECT_THAT(complaint({"--translate-uid=map:0:1000"}), HasSubstr("must look like TYPE:FROM"));
+  EXPECT_THAT(complaint({"--translate-uid=map:0:1:2", "--translate-uid=map:1:9:1"}),
+              HasSubstr("earlier rule"));
+  EXPECT_THAT(complaint({"--translate-gid=map:0:1:2", "--posix-acl"}), HasSubstr("posix_acl"));
+}
+
 TEST(Options, RefuseWhatCannotBeHonoured) {
-  EXPECT_THAT(complaint({"--translate-uid=map:0:1000:1"}), HasSubstr("not supported"));
   EXPECT_THAT(complaint({"--migration-mode=find-paths"}), HasSubstr("not supported"));
   EXPECT_THAT(complaint({"-o", "posix_acl,no_xattr"}), HasSubstr("posix_acl needs extended"));
   EXPECT_THAT(complaint({"--fd=3"}), HasSubstr("can't be given together"));

@@ -72,8 +72,8 @@ Result<fuse_statx_out> Passthrough::statx(fuse::Call& call, const fuse_statx_in&
   out.stat.attributes = stx.stx_attributes & kAttributes;
   out.stat.attributes_mask = stx.stx_attributes_mask & kAttributes;
   out.stat.nlink = stx.stx_nlink;
-  out.stat.uid = stx.stx_uid;
-  out.stat.gid = stx.stx_gid;
+  out.stat.uid = attr.uid;
+  out.stat.gid = attr.gid;
   out.stat.mode = stx.stx_mode;
   out.stat.ino = stx.stx_ino;
   out.stat.size = stx.stx_size;
@@ -110,10 +110,13 @@ Result<fuse_attr_out> Passthrough::setattr(fuse::Call& call, const fuse_setattr_
     TRY(sys::chmod(fd, in.mode & 07777));
   }
   if ((in.valid & (FATTR_UID | FATTR_GID)) != 0) {
-    const FdRef fd = TRY(inodes_->fd(inode));
     const auto unchanged = static_cast<uid_t>(-1);
-    TRY(sys::chown(fd, (in.valid & FATTR_UID) != 0 ? in.uid : unchanged,
-                   (in.valid & FATTR_GID) != 0 ? in.gid : unchanged));
+    uid_t uid = unchanged;
+    gid_t gid = unchanged;
+    if ((in.valid & FATTR_UID) != 0) uid = TRY(settings_.uid_map.to_host(in.uid));
+    if ((in.valid & FATTR_GID) != 0) gid = TRY(settings_.gid_map.to_host(in.gid));
+    const FdRef fd = TRY(inodes_->fd(inode));
+    TRY(sys::chown(fd, uid, gid));
     drop_capability_xattr(fd);
   }
   if ((in.valid & FATTR_SIZE) != 0) {
@@ -147,9 +150,10 @@ Result<> Passthrough::access(fuse::Call& call, std::uint32_t mask) {
   const InodeRef inode = TRY(inodes_->pin(call.node));
   const FdRef fd = TRY(inodes_->fd(inode));
   if ((mask & ~std::uint32_t{R_OK | W_OK | X_OK}) != 0) return Errno{EINVAL};
+  const fuse::Caller caller = TRY(host_caller(call));
   ScopedCredentials credentials;
   if (settings_.can_switch_user) {
-    TRY(credentials.assume(call.caller, ScopedCredentials::Override::kNone));
+    TRY(credentials.assume(caller, ScopedCredentials::Override::kNone));
   }
   return sys::access(fd, static_cast<int>(mask));
 }

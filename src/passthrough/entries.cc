@@ -24,11 +24,12 @@ void undo(FdRef directory, Name name, int flags) {
 }  // namespace
 
 Result<> Passthrough::act_as_caller(const fuse::Call& call, ScopedCredentials& credentials) const {
+  const fuse::Caller caller = TRY(host_caller(call));
   if (!settings_.can_switch_user) return {};
   const bool groups_told =
       call.session.has(FUSE_CREATE_SUPP_GROUP) && ScopedCredentials::groups_are_known();
-  return credentials.assume(call.caller, groups_told ? ScopedCredentials::Override::kNone
-                                                     : ScopedCredentials::Override::kDac);
+  return credentials.assume(
+      caller, groups_told ? ScopedCredentials::Override::kNone : ScopedCredentials::Override::kDac);
 }
 
 mode_t Passthrough::mode_for_create(std::uint32_t mode) const {
@@ -159,11 +160,12 @@ Result<fuse::Created> Passthrough::open_existing(fuse::Call& call, const InodeRe
   const FdRef path = TRY(inodes_->fd(inode));
   UniqueFd fd;
   {
+    const fuse::Caller caller = TRY(host_caller(call));
     ScopedWithoutFsetid killing;
     if ((args.open_flags & FUSE_OPEN_KILL_SUIDGID) != 0) TRY(killing.drop());
     ScopedCredentials credentials;
     if (settings_.can_switch_user)
-      TRY(credentials.assume(call.caller, ScopedCredentials::Override::kNone));
+      TRY(credentials.assume(caller, ScopedCredentials::Override::kNone));
     fd = TRY(open_by_plan(plan, [&](int flags) { return sys::reopen(path, flags); }));
   }
   if ((plan.flags & O_TRUNC) != 0) {

@@ -19,6 +19,15 @@ bool has_set_id_bits(std::uint16_t mode) {
 
 }  // namespace
 
+Result<fuse::Caller> Passthrough::host_caller(const fuse::Call& call) const {
+  fuse::Caller caller = call.caller;
+  caller.uid = TRY(settings_.uid_map.to_host(caller.uid));
+  caller.gid = TRY(settings_.gid_map.to_host(caller.gid));
+  if (caller.supplementary_group)
+    caller.supplementary_group = TRY(settings_.gid_map.to_host(*caller.supplementary_group));
+  return caller;
+}
+
 fuse_attr Passthrough::attr_of(const fuse::Call& call, const InodeRef& inode,
                                const struct statx& stx) const {
   const bool submount = settings_.announce_submounts && call.session.has(FUSE_SUBMOUNTS) &&
@@ -34,8 +43,8 @@ fuse_attr Passthrough::attr_of(const fuse::Call& call, const InodeRef& inode,
           .ctimensec = stx.stx_ctime.tv_nsec,
           .mode = stx.stx_mode,
           .nlink = stx.stx_nlink,
-          .uid = stx.stx_uid,
-          .gid = stx.stx_gid,
+          .uid = settings_.uid_map.to_guest(stx.stx_uid),
+          .gid = settings_.gid_map.to_guest(stx.stx_gid),
           .rdev = encode_device(stx.stx_rdev_major, stx.stx_rdev_minor),
           .blksize = stx.stx_blksize,
           .flags = submount ? std::uint32_t{FUSE_ATTR_SUBMOUNT} : 0};

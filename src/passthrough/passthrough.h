@@ -25,6 +25,7 @@
 #include "fuse/file_system.h"
 #include "passthrough/cache_mode.h"
 #include "passthrough/handle_table.h"
+#include "passthrough/id_map.h"
 #include "passthrough/inode_store.h"
 #include "passthrough/locks.h"
 #include "passthrough/xattr_map.h"
@@ -55,6 +56,10 @@ class Passthrough final : public fuse::FileSystem {
     // CAP_SETUID and CAP_SETGID are there. Without them everything is created
     // as the daemon's own user, whoever asks.
     bool can_switch_user = true;
+    // Ids in requests are put through these, and ids in replies back. POSIX
+    // ACLs have ids in their values, which are not: the two exclude each other.
+    IdMap uid_map;
+    IdMap gid_map;
     std::uint32_t max_lock_waiters = 0;
     InodeStore::Settings inodes;
     std::uint32_t max_handles = 1U << 20;
@@ -165,6 +170,8 @@ class Passthrough final : public fuse::FileSystem {
   // lookup.cc
   fuse_entry_out entry_of(const fuse::Call& call, const InodeRef& inode,
                           const struct statx& stx) const;
+  // The caller by the host's ids. EPERM: the guest may not use one of them.
+  Result<fuse::Caller> host_caller(const fuse::Call& call) const;
   fuse_attr attr_of(const fuse::Call& call, const InodeRef& inode, const struct statx& stx) const;
   Timeout attribute_timeout(const fuse::Call& call, const struct statx& stx) const;
 
