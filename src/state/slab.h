@@ -115,9 +115,19 @@ class Slab {
   }
 
   // One more pin on a slot that can't go away now (pinned by the caller, or
-  // live under the index lock that retire also takes).
+  // live under the index lock that retire also takes). Waits, like try_pin,
+  // while the record is set aside.
   void add_pin(std::uint32_t slot) {
-    records_[slot].head.fetch_add(SlotHead::kPin, std::memory_order_acquire);
+    std::atomic<std::uint64_t>& head = records_[slot].head;
+    std::uint64_t now = head.load(std::memory_order_acquire);
+    for (;;) {
+      if (SlotHead::state(now) == SlotState::kBusy) {
+        std::this_thread::yield();
+        now = head.load(std::memory_order_acquire);
+      } else if (head.compare_exchange_weak(now, now + SlotHead::kPin, std::memory_order_acquire)) {
+        return;
+      }
+    }
   }
 
   // Drops a pin. True when it was the last one of a dying record: the caller
