@@ -155,9 +155,9 @@ TEST(Options, TranslateIdsByRulesThatAddUp) {
       parse_words({"--shared-dir=/d", "--fd=3", "--translate-uid=map:0:1000:1", "--translate-uid",
                    "forbid-guest:1:5", "-o", "translate_gid=squash-guest:0:7:10,posix_acl=auto"});
   ASSERT_TRUE(options);
-  EXPECT_EQ(options->uid_translation.to_host(0), 1000U);
+  EXPECT_EQ(*options->uid_translation.to_host(0), 1000U);
   EXPECT_FALSE(options->uid_translation.to_host(5));
-  EXPECT_EQ(options->gid_translation.to_host(9), 7U);
+  EXPECT_EQ(*options->gid_translation.to_host(9), 7U);
   EXPECT_EQ(options->posix_acl, fuse::Wish::kOff);
   EXPECT_THAT(complaint({"--translate-uid=map:0:1000"}), HasSubstr("must look like TYPE:FROM"));
   EXPECT_THAT(complaint({"--translate-uid=map:0:1:2", "--translate-uid=map:1:9:1"}),
