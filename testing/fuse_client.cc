@@ -178,8 +178,8 @@ std::optional<std::uint32_t> FuseClient::begin(std::uint32_t opcode, std::uint64
 
   // Struct and names near, whole parts only; from the first that doesn't fit on in the data area.
   RequestShape shape{.opcode = opcode, .node = node};
-  for (const std::span<const std::byte> part : arguments) {
-    if (part.empty()) continue;
+  const auto append = [&](std::span<const std::byte> part) {
+    if (part.empty()) return;
     if (shape.data_in == 0 && shape.arguments + part.size() <= near.size()) {
       std::memcpy(near.data() + shape.arguments, part.data(), part.size());
       shape.arguments += static_cast<std::uint32_t>(part.size());
@@ -188,6 +188,14 @@ std::optional<std::uint32_t> FuseClient::begin(std::uint32_t opcode, std::uint64
       std::memcpy(far.data() + shape.data_in, part.data(), part.size());
       shape.data_in += static_cast<std::uint32_t>(part.size());
     }
+  };
+  for (const std::span<const std::byte> part : arguments) append(part);
+  if (!extension_.empty()) {
+    // Extensions begin on an 8-byte boundary of the request.
+    constexpr std::array<std::byte, 8> kZeros{};
+    const std::size_t length = sizeof(fuse_in_header) + shape.arguments + shape.data_in;
+    append(std::span{kZeros}.first((8 - length % 8) % 8));
+    append(extension_);
   }
   if (room <= FuseQueue::kReplyBytes) {
     shape.reply = static_cast<std::uint32_t>(room);
@@ -207,6 +215,16 @@ std::optional<std::uint32_t> FuseClient::begin(std::uint32_t opcode, std::uint64
                      .completion = {}};
   requests_.publish();
   return slot;
+}
+
+void FuseClient::set_supplementary_group(std::optional<std::uint32_t> group) {
+  if (!group) return set_extension({});
+  struct {
+    fuse_ext_header header;
+    std::uint32_t count;
+    std::uint32_t group;
+  } const extension{.header = {.size = 16, .type = kExtensionGroups}, .count = 1, .group = *group};
+  set_extension(bytes_of(extension));
 }
 
 void FuseClient::settle(const Completion& completion) {

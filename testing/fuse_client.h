@@ -180,6 +180,13 @@ class FuseClient {
     requests_.gid = gid;
   }
   void set_pid(std::uint32_t pid) { requests_.pid = pid; }
+  // Extension bytes (a multiple of 8) at the end of every request from now on; none when empty.
+  void set_extension(std::span<const std::byte> bytes) {
+    extension_.assign(bytes.begin(), bytes.end());
+    requests_.extension_words = static_cast<std::uint16_t>(bytes.size() / 8);
+  }
+  // The one supplementary group that Linux sends along with a create (CREATE_SUPP_GROUP).
+  void set_supplementary_group(std::optional<std::uint32_t> group);
 
   // ---- anything ----
   // `arguments` are laid end to end. A reply may have up to `room` bytes. EPROTO with a
@@ -318,6 +325,7 @@ class FuseClient {
   FuseQueue& urgent_;
   fuse_init_out session_{};
   std::uint64_t flags_ = 0;
+  std::vector<std::byte> extension_;
   std::optional<std::uint32_t> last_slot_;  // its reply is still being read
   struct Pending {
     bool in_flight = false;

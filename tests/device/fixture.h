@@ -51,6 +51,13 @@ T value_of(Result<T> result, const char* expression) {
     ASSERT_TRUE(ok_result) << ok_result.error().text(); \
   } while (false)
 
+// A DeviceFixture's start(), and out of the test when it didn't work.
+#define START(...)                                \
+  do {                                            \
+    start(__VA_ARGS__);                           \
+    if (HasFatalFailure() || IsSkipped()) return; \
+  } while (false)
+
 struct RingShape {
   const char* name;
   RingOptions options;

@@ -20,8 +20,7 @@ class Locks : public DeviceTest {
   void SetUp() override {
     FrontEndOptions vmm;
     vmm.ring = GetParam().options;
-    start({"-o", "posix_lock,flock"}, vmm);
-    if (IsSkipped() || HasFatalFailure()) return;
+    START({"-o", "posix_lock,flock"}, vmm);
     tree().write("file", std::string(100, 'x'));
     file_ = node("file");
     handle_ = GET(fuse().open(file_, O_RDWR)).fh;

@@ -62,12 +62,11 @@ INSTANTIATE_TEST_SUITE_P(
 TEST_P(RingLoad, CarriesManyRequestsAtOnce) {
   FrontEndOptions vmm_options;
   vmm_options.ring = GetParam().ring;
-  start({}, vmm_options, true,
+  START({}, vmm_options, true,
         {.slots = 32,
          .data_bytes = 65536,
          .piece_bytes = GetParam().piece_bytes,
          .shape = GetParam().shape});
-  if (IsSkipped() || HasFatalFailure()) return;
   std::string content(65536, '\0');
   for (std::size_t i = 0; i < content.size(); ++i) content[i] = static_cast<char>(i ^ (i >> 8));
   tree().write("file", content);
@@ -138,8 +137,7 @@ TEST_P(RingLoad, SurvivesStoppingAndStartingUnderLoad) {
   if (foreign()) GTEST_SKIP() << "QEMU's daemon reports a stale base";
   FrontEndOptions vmm_options;
   vmm_options.ring = GetParam().ring;
-  start({}, vmm_options, true, {.slots = 8, .data_bytes = 4096, .shape = GetParam().shape});
-  if (IsSkipped() || HasFatalFailure()) return;
+  START({}, vmm_options, true, {.slots = 8, .data_bytes = 4096, .shape = GetParam().shape});
   EXPECT_DONE(fuse().getattr(kRoot));
   for (int round = 0; round < 20; ++round) {
     unsigned started = 0;
@@ -237,8 +235,7 @@ class HostileRing : public DeviceFixture {
     FrontEndOptions options;
     options.request_queues = 2;
     options.ring = {.size = 16, .indirect = true};
-    start({}, options);
-    if (IsSkipped() || HasFatalFailure()) return;
+    START({}, options);
     other_queue_ = std::make_unique<FuseQueue>(vmm(), 2, FuseQueueOptions{.slots = 2});
     other_ = std::make_unique<FuseClient>(*other_queue_, *urgent_);
     buffer_ = vmm().ram().allocate(8192, 4096);
@@ -412,8 +409,7 @@ class HostilePackedRing : public DeviceFixture {
     FrontEndOptions options;
     options.request_queues = 2;
     options.ring = {.size = 16, .packed = true};
-    start({}, options);
-    if (IsSkipped() || HasFatalFailure()) return;
+    START({}, options);
     other_queue_ = std::make_unique<FuseQueue>(vmm(), 2, FuseQueueOptions{.slots = 2});
     other_ = std::make_unique<FuseClient>(*other_queue_, *urgent_);
     buffer_ = vmm().ram().allocate(8192, 4096);

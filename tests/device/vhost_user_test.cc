@@ -223,7 +223,7 @@ TEST_F(VhostUser, MemoryCanBeSharedSlotBySlot) {
   DeviceFixture::TearDown();
   client_.reset();
   front_end_.reset();
-  start({}, options);
+  START({}, options);
   EXPECT_DONE(fuse().getattr(kRoot));
 }
 
@@ -429,7 +429,7 @@ class VhostUserTag : public DeviceFixture {
  protected:
   void SetUp() override {
     if (foreign()) GTEST_SKIP() << "needs --tag";
-    start({"--tag=shared-files", "--num-request-queues=3"});
+    START({"--tag=shared-files", "--num-request-queues=3"});
   }
 };
 
@@ -557,7 +557,7 @@ class VhostUserEnd : public DeviceFixture {
  protected:
   void SetUp() override {
     if (foreign()) GTEST_SKIP() << "QEMU's daemon ends with failure";
-    start();
+    START();
     expect_exit(false);
   }
   // The connection ends; the daemon follows without a crash.

@@ -115,7 +115,7 @@ TEST_P(Xattrs, AccessListsNeedTheirNegotiation) {
 class XattrOptions : public DeviceFixture {};
 
 TEST_F(XattrOptions, OffMeansUnknownToTheGuest) {
-  start({"-o", "no_xattr"});
+  START({"-o", "no_xattr"});
   tree().write("file", "");
   const std::uint64_t file = node("file");
   EXPECT_REFUSED(ENOSYS, fuse().getxattr_size(file, "user.x"));
@@ -125,7 +125,7 @@ TEST_F(XattrOptions, OffMeansUnknownToTheGuest) {
 }
 
 TEST_F(XattrOptions, AMapPrefixesAndHides) {
-  start({"-o", "xattrmap=:map::user.virtiofs.:"});
+  START({"-o", "xattrmap=:map::user.virtiofs.:"});
   tree().write("file", "");
   if (setxattr(tree().path("file").c_str(), "user.unmapped", "1", 1, 0) != 0)
     GTEST_SKIP() << "this file system has no user attributes";
