@@ -190,13 +190,8 @@ std::optional<std::uint32_t> FuseClient::begin(std::uint32_t opcode, std::uint64
     }
   };
   for (const std::span<const std::byte> part : arguments) append(part);
-  if (!extension_.empty()) {
-    // Extensions begin on an 8-byte boundary of the request.
-    constexpr std::array<std::byte, 8> kZeros{};
-    const std::size_t length = sizeof(fuse_in_header) + shape.arguments + shape.data_in;
-    append(std::span{kZeros}.first((8 - length % 8) % 8));
-    append(extension_);
-  }
+  // Right behind the last argument, as Linux does: only their own size is a multiple of 8.
+  append(extension_);
   if (room <= FuseQueue::kReplyBytes) {
     shape.reply = static_cast<std::uint32_t>(room);
   } else {
@@ -251,6 +246,7 @@ Reply FuseClient::finish(std::uint32_t slot) {
     settle(*completion);
   }
   pending.in_flight = false;
+  if (last_slot_) requests_.release(*last_slot_);
   last_slot_ = slot;
   Reply reply{.error = pending.completion.error, .bytes = {}};
   if (reply.error == 0) {

@@ -270,6 +270,78 @@ def special_calls(guest, host):
         expect("d" in on_host(host, "lsattr flags").split()[0], "the host doesn't see the attribute")
 
 
+SEEN = r"""
+  for name in old gone new; do
+    if [ -e $name ]; then stat -c '%n %s' $name; else echo "$name none"; fi
+  done
+  cat old; ls
+"""
+BEFORE = "old 4\ngone 4\nnew none\nnow\ngone\nold\n"
+AFTER = "old 10\ngone none\nnew 4\nnow later\nnew\nold\n"
+
+
+def set_before(host):
+    (host / "new").unlink(missing_ok=True)
+    (host / "gone").write_text("here")
+    (host / "old").write_text("now\n")
+
+
+def set_after(host):
+    """What the host does behind the guest's back: other content, a name less, a name more."""
+    (host / "old").write_text("now later\n")
+    (host / "gone").unlink()
+    (host / "new").write_text("made")
+
+
+@case(options=("--cache=none",))
+def cache_none(guest, host):
+    """Every change on the host is seen at once."""
+    for _ in range(3):
+        set_before(host)
+        expect(guest.run(SEEN) == BEFORE, "the guest sees something else")
+        set_after(host)
+        expect(guest.run(SEEN) == AFTER, "a change on the host isn't seen at once")
+
+
+@case(options=("--cache=auto",))
+def cache_auto(guest, host):
+    """A change on the host is seen a second later at most, and nothing is asked twice within it."""
+    kept = False
+    for _ in range(20):
+        set_before(host)
+        time.sleep(1.1)
+        begun = time.monotonic()
+        expect(guest.run(SEEN) == BEFORE, "an older change isn't seen")
+        set_after(host)
+        seen = guest.run("stat -c %s old; [ -e gone ]; [ ! -e new ]; true")
+        # On a slow machine the second may be over; then try again.
+        if time.monotonic() - begun < 0.9:
+            expect(seen == "4\n", f"the guest asks again within the second: {seen}")
+            kept = True
+        time.sleep(1.1)
+        seen = guest.run(SEEN)
+        expect(seen == AFTER, f"a second later the guest sees:\n{seen}")
+        if kept:
+            return
+    raise Failed("never fast enough to see that a second is kept")
+
+
+@case(options=("--cache=always",))
+def cache_always(guest, host):
+    """A change on the host isn't seen until the guest forgets what it knows."""
+    set_before(host)
+    # Twice: a listing that asks the host makes the guest look at the directory's times once more.
+    for _ in range(2):
+        expect(guest.run(SEEN) == BEFORE, "the guest sees something else")
+    set_after(host)
+    time.sleep(2.5)
+    seen = guest.run(SEEN)
+    expect(seen == BEFORE, f"the guest asks again and sees:\n{seen}")
+    guest.run("echo 3 > /proc/sys/vm/drop_caches")
+    seen = guest.run(SEEN)
+    expect(seen == AFTER, f"with its caches dropped the guest sees:\n{seen}")
+
+
 @case(options=("-o", "no_flock,no_posix_lock"))
 def local_locks(guest, host):
     """Locks the guest keeps to itself."""

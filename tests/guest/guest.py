@@ -116,7 +116,9 @@ class Daemon:
 class Guest:
     """Linux in `kind` ("uml" or "qemu"), with the daemon's share on /mnt and the host's tools around it."""
 
-    def __init__(self, kind, daemon, cache, programs=(), limit=150, queues=1, cpus=1, mount=""):
+    def __init__(self, kind, daemon, cache, programs=(), limit=150, queues=1, cpus=1, mount="", tag=TAG,
+                 machine=None):
+        """`machine`: QEMU's words for machine, memory and device, instead of ours."""
         self.kind = kind
         self.deadline = time.monotonic() + limit
         self.folder = Path(tempfile.mkdtemp(prefix="virtiofsd-guest-"))
@@ -125,11 +127,11 @@ class Guest:
         self._channel = self._process = None
         self._daemon = daemon
         try:
-            words = f"guest_kind={kind} share_tag={TAG} share_options={mount}"
+            words = f"guest_kind={kind} share_tag={tag} share_options={mount}"
             if kind == "uml":
                 self._start_uml(daemon, images.uml(cache, programs), words)
             else:
-                self._start_qemu(daemon, images.qemu(cache, programs), words, queues, cpus)
+                self._start_qemu(daemon, images.qemu(cache, programs), words, queues, cpus, machine)
             self._expect("ready")
         except BaseException:
             self.close()
@@ -144,20 +146,21 @@ class Guest:
                 + ["con0=null,fd:1", f"ssl0=fd:{fd},fd:{fd}"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, pass_fds=[fd])
 
-    def _start_qemu(self, daemon, parts, words, queues, cpus):
+    def _start_qemu(self, daemon, parts, words, queues, cpus, machine):
         kernel, initramfs, disk = parts
         path = self.folder / "channel"
         with socket.socket(socket.AF_UNIX) as listener, open(self.console, "wb") as console:
             listener.bind(str(path))
             listener.listen(1)
-            # -cx16: QEMU 7.2 emulates cmpxchg16b wrongly and guests crash at random.
-            self._process = start([
-                "qemu-system-x86_64", "-M", "q35,accel=tcg,memory-backend=mem", "-cpu", "max,-cx16",
-                "-m", "512M", "-smp", cpus,
+            machine = machine or [
+                "-M", "q35,accel=tcg,memory-backend=mem", "-m", "512M", "-smp", cpus,
                 "-object", "memory-backend-memfd,id=mem,size=512M,share=on",
                 "-chardev", f"socket,id=fs,path={daemon.socket}",
                 "-device", f"vhost-user-fs-pci,chardev=fs,tag={TAG},queue-size=1024"
-                           f",num-request-queues={queues}",
+                           f",num-request-queues={queues}"]
+            # -cx16: QEMU 7.2 emulates cmpxchg16b wrongly and guests crash at random.
+            self._process = start([
+                "qemu-system-x86_64", *machine, "-cpu", "max,-cx16",
                 "-device", "virtio-serial-pci", "-chardev", f"socket,id=channel,path={path}",
                 "-device", "virtserialport,chardev=channel,nr=1",
                 "-drive", f"file={disk},format=raw,if=virtio,readonly=on",
