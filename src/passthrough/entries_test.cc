@@ -122,6 +122,7 @@ TEST_F(Entries, WhatIsCreatedBelongsToTheCaller) {
 TEST_F(Entries, ACallerCreatesOnlyWhereTheHostLetsIt) {
   ::mkdir(path("closed").c_str(), 0755);
   ::mkdir(path("team").c_str(), 0775);
+  ::chmod(path("team").c_str(), 0775);  // whatever our umask is
   ASSERT_EQ(::chown(path("team").c_str(), 0, 2000), 0);
   const NodeId closed = lookup("closed");
   const NodeId team = lookup("team");
