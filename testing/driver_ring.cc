@@ -30,7 +30,7 @@ bool crossed(std::uint16_t event, std::uint16_t now, std::uint16_t before) {
 }  // namespace
 
 DriverRing::DriverRing(GuestRam& ram, const RingOptions& options, std::size_t table_region)
-    : ram_(ram), options_(options) {
+    : options_(options) {
   const unsigned size = options.size;
   CHECK(size > 0 && (options.packed || (size & (size - 1)) == 0));
   descriptors_ = ram.allocate(std::size_t{16} * size, 16, table_region);
@@ -388,6 +388,23 @@ void DriverRing::want_calls(bool wanted) {
   } else {
     available_flags().store(wanted ? 0 : VRING_AVAIL_F_NO_INTERRUPT, std::memory_order_release);
   }
+}
+
+bool DriverRing::completion_waits() const {
+  if (batch_left_ > 0) return true;
+  if (!options_.packed) return used_index().load(std::memory_order_acquire) != used_seen_;
+  const std::uint16_t flags =
+      std::atomic_ref<std::uint16_t>{packed_[used_seen_].flags}.load(std::memory_order_acquire);
+  const bool available = (flags & kPackedAvailable) != 0;
+  const bool used = (flags & kPackedUsed) != 0;
+  return available == used && used == used_wrap_ && in_flight_ > 0;
+}
+
+bool DriverRing::arm() {
+  want_calls(true);
+  // The request for a call before the last look at memory, or one could slip between.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return !completion_waits();
 }
 
 std::optional<Used> DriverRing::wait(Deadline deadline) {

@@ -99,6 +99,11 @@ class DriverRing {
   std::optional<Used> wait(Deadline deadline);
   // As above, but spins on memory. Calls stay off.
   std::optional<Used> spin(Deadline deadline);
+  // For a driver that sleeps in its own way, on several rings for one: asks
+  // for a call. False when a completion is there already: poll, don't sleep.
+  bool arm();
+  // Awake again: no calls until the next arm().
+  void disarm() { want_calls(false); }
 
   unsigned in_flight() const { return in_flight_; }
   bool broken() const { return !breakage_.empty(); }
@@ -148,8 +153,8 @@ class DriverRing {
   std::optional<Used> poll_packed();
   std::optional<Used> finish(std::uint16_t id, std::uint32_t length);
   void want_calls(bool wanted);
+  bool completion_waits() const;
 
-  GuestRam& ram_;
   const RingOptions options_;
   Block descriptors_, driver_, device_, indirect_;
   vring_desc* split_ = nullptr;
@@ -171,7 +176,6 @@ class DriverRing {
   std::uint16_t used_seen_ = 0;
   bool available_wrap_ = true, used_wrap_ = true;
   std::uint16_t batch_left_ = 0;  // IN_ORDER: buffers still to hand out of a used batch
-  std::uint16_t batch_last_ = 0;
   std::uint32_t batch_length_ = 0;
   std::uint64_t calls_ = 0;
   std::string breakage_;

@@ -60,7 +60,7 @@ Block GuestRam::allocate(std::size_t size, std::size_t alignment, std::size_t re
 
 std::byte* GuestRam::at(std::uint64_t guest, std::size_t size) const {
   for (const Region& region : regions_) {
-    if (guest < region.guest || guest - region.guest > region.size) continue;
+    if (guest < region.guest || guest - region.guest >= region.size) continue;
     if (size > region.size - (guest - region.guest)) return nullptr;
     return region.host + (guest - region.guest);
   }
