@@ -137,14 +137,14 @@ Crew::Crew(virtio::Queue& queue, fuse::Dispatcher& dispatcher, fuse::FileSystem&
 
 Crew::~Crew() {
   stop();
-  std::vector<std::thread> threads;
+  std::vector<pthread_t> threads;
   {
     Lock lock(mutex_);
     leaving_ = true;
     changed_.notify_all();
     threads = std::move(threads_);
   }
-  for (std::thread& thread : threads) thread.join();
+  for (const pthread_t thread : threads) ::pthread_join(thread, nullptr);
 }
 
 std::uint32_t Crew::threads() const {
@@ -188,8 +188,14 @@ Result<> Crew::start() {
     }
     adding_ = 1;
   }
-  add_thread();
+  if (!add_thread()) watchdog_.grow(this);
   return {};
+}
+
+void Crew::nudge() {
+  if (!running_) return;
+  const std::uint64_t one = 1;
+  CHECK(::write(stop_event_.number(), &one, sizeof one) == sizeof one);
 }
 
 void Crew::forget_kick() {
@@ -230,11 +236,27 @@ bool Crew::can_add_thread_locked() const {
   return threads_.size() + adding_ < base + waiting_for_locks_;
 }
 
-void Crew::add_thread() {
+// Not std::thread, which can't say that there is no thread to be had: a guest
+// that makes many requests block must not end the process with that.
+bool Crew::add_thread() {
   Lock lock(mutex_);
-  if (adding_ == 0) return;
+  if (adding_ == 0) return true;
+  pthread_t thread{};
+  const auto entry = [](void* crew) -> void* {
+    static_cast<Crew*>(crew)->thread_main();
+    return nullptr;
+  };
+  if (const int error = ::pthread_create(&thread, nullptr, entry, this); error != 0) {
+    if (!short_of_threads_) {
+      short_of_threads_ = true;
+      log::warn("queue {} can't have another thread: {}; requests wait until it can",
+                settings_.index, Errno{error}.text());
+    }
+    return false;
+  }
   --adding_;
-  threads_.emplace_back([this] { thread_main(); });
+  threads_.push_back(thread);
+  return true;
 }
 
 // Makes the lead vacant, if the leader is still in `state` and there is or can
@@ -279,8 +301,9 @@ bool Crew::give_lead_away(std::uint64_t state) {
   return passed != Passed::kNo;
 }
 
-void Crew::depose(std::uint64_t state) {
-  if (settings_.pool_size > 1 && pass_lead(state) == Passed::kThreadMissing) add_thread();
+bool Crew::depose(std::uint64_t state) {
+  if (settings_.pool_size <= 1 || pass_lead(state) != Passed::kThreadMissing) return true;
+  return add_thread();
 }
 
 void Crew::thread_main() {
@@ -373,6 +396,8 @@ bool Crew::wait_for_work() {
     queue_.suppress_kicks();
     return true;
   }
+  const std::uint64_t steps = lead_.load(std::memory_order_relaxed) & ~kPhaseMask;
+  lead_.store(steps | kWaiting, std::memory_order_release);
   for (;;) {
     epoll_event events[2];
     const int count = ::epoll_wait(epoll_.number(), events, 2, kick_ ? -1 : kPolledRingMs);
@@ -381,8 +406,12 @@ bool Crew::wait_for_work() {
       continue;
     }
     if (stopping_.load(std::memory_order_acquire)) return false;
+    std::uint64_t nudges = 0;
+    if (events[0].data.u64 == kStop || (count == 2 && events[1].data.u64 == kStop))
+      (void)!::read(stop_event_.number(), &nudges, sizeof nudges);
     if (kick_queues_bytes_) sys::drain_event(kick_->ref());
     queue_.suppress_kicks();
+    lead_.store(steps | kRing, std::memory_order_seq_cst);
     watchdog_.note_activity();
     return true;
   }
@@ -431,34 +460,45 @@ void Watchdog::wake() {
   changed_.notify_all();
 }
 
+bool Watchdog::all_wait_locked() const {
+  return growing_.empty() && std::ranges::all_of(crews_, [](const Watched& watched) {
+           return Crew::is_waiting(watched.crew->lead_state());
+         });
+}
+
 void Watchdog::run() {
   int quiet = 0;
+  bool threads_missing = false;
   Lock lock(mutex_);
   while (!leaving_) {
     if (quiet >= kWatchLinger) {
-      asleep_.store(true, std::memory_order_relaxed);
-      while (!woken_ && !leaving_) changed_.wait(mutex_);
+      asleep_.store(true, std::memory_order_seq_cst);
+      // Looked at again after saying so: only a leader that waits for a kick will wake us. One
+      // that is between two phases (a new thread may take its time to begin) is still watched.
+      while (!woken_ && !leaving_ && all_wait_locked()) changed_.wait(mutex_);
       asleep_.store(false, std::memory_order_relaxed);
       quiet = 0;
     }
-    if (growing_.empty()) (void)changed_.wait_until(mutex_, Clock::now() + kWatchTick);
+    if (growing_.empty() || threads_missing)
+      (void)changed_.wait_until(mutex_, Clock::now() + kWatchTick);
     woken_ = false;
     bool active = false;
-    for (Crew* crew : growing_) crew->add_thread();
-    growing_.clear();
+    // Who gets none stays in the list: the lead is vacant until there is one.
+    std::erase_if(growing_, [](Crew* crew) { return crew->add_thread(); });
     for (Watched& watched : crews_) {
       const std::uint64_t now = watched.crew->lead_state();
       if (now == watched.last) {
         if (Crew::is_serving(now)) {
           active = true;
-          watched.crew->depose(now);
+          if (!watched.crew->depose(now)) growing_.push_back(watched.crew);
         }
         continue;
       }
       watched.last = now;
       active = true;
     }
-    quiet = active ? 0 : quiet + 1;
+    threads_missing = !growing_.empty();
+    quiet = active || threads_missing ? 0 : quiet + 1;
   }
 }
 

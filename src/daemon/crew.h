@@ -13,6 +13,8 @@
 // locks always get a thread of their own: a waiting lock delays nobody.
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -52,18 +54,24 @@ class Crew {
   // are answered first (waits for locks end with EINTR). Idempotent.
   void stop();
   bool running() const { return running_; }
+  // As a kick: the ring may have got work that nobody tells of. Session thread.
+  void nudge();
 
   std::uint32_t threads() const;
 
   // For the watchdog, any thread: what the leader is doing. The same value
   // twice in a row, and `is_serving` of it, means stuck in one request.
-  std::uint64_t lead_state() const { return lead_.load(std::memory_order_relaxed); }
+  std::uint64_t lead_state() const { return lead_.load(std::memory_order_seq_cst); }
   static bool is_serving(std::uint64_t state) { return (state & kPhaseMask) == kServing; }
+  // Nothing to watch until a kick comes.
+  static bool is_waiting(std::uint64_t state) { return (state & kPhaseMask) == kWaiting; }
   // Takes the lead from a leader that is still in `state` and gives it to another thread.
-  void depose(std::uint64_t state);
+  // False when it now lacks a thread to take it: add_thread again soon.
+  bool depose(std::uint64_t state);
   // Makes the thread that pass_lead found missing. Watchdog or session thread:
   // threads that serve requests may not make threads.
-  void add_thread();
+  // False when the system has none to give.
+  bool add_thread();
 
  private:
   class Hand;  // a thread's own: scratch memory and its side of fuse::Scheduler
@@ -72,8 +80,9 @@ class Crew {
   // lead_: a count of requests begun, and what the leader is doing.
   static constexpr std::uint64_t kPhaseMask = 3;
   static constexpr std::uint64_t kVacant = 0;   // nobody leads
-  static constexpr std::uint64_t kRing = 1;     // somebody leads and works on the ring or waits
+  static constexpr std::uint64_t kRing = 1;     // somebody leads and works on the ring
   static constexpr std::uint64_t kServing = 2;  // the leader runs a request; the lead can be taken
+  static constexpr std::uint64_t kWaiting = 3;  // the leader sleeps until there is a kick
   static constexpr std::uint64_t kStep = 4;
 
   void thread_main();
@@ -109,7 +118,8 @@ class Crew {
 
   mutable Mutex mutex_;
   Condition changed_;
-  std::vector<std::thread> threads_ GUARDED_BY(mutex_);
+  std::vector<pthread_t> threads_ GUARDED_BY(mutex_);
+  bool short_of_threads_ GUARDED_BY(mutex_) = false;  // said so, once
   std::uint32_t idle_ GUARDED_BY(mutex_) = 0;
   std::uint32_t adding_ GUARDED_BY(mutex_) = 0;  // threads asked for and not made yet
   std::uint32_t waiting_for_locks_ GUARDED_BY(mutex_) = 0;
@@ -126,17 +136,19 @@ class Watchdog {
   ~Watchdog();
   void watch(Crew* crew);
   void unwatch(Crew* crew);
-  // Calls crew->add_thread() soon, from a thread that may make threads.
+  // Calls crew->add_thread() soon and until it succeeds, from a thread that may make threads.
   void grow(Crew* crew);
 
-  // A leader has work again. One load while the watchdog is awake.
+  // A leader has work again, and its crew's lead_state() says so already (each
+  // looks for the other's store after its own). One load while the watchdog is awake.
   void note_activity() {
-    if (asleep_.load(std::memory_order_relaxed)) wake();
+    if (asleep_.load(std::memory_order_seq_cst)) wake();
   }
 
  private:
   void run();
   void wake();
+  bool all_wait_locked() const REQUIRES(mutex_);
 
   struct Watched {
     Crew* crew;

@@ -90,6 +90,7 @@ class CrewTest : public ::testing::Test {
     Crew::Settings settings;
     settings.pool_size = pool_size;
     settings.lock_waiters = lock_waiters;
+    settings.prepare_thread = prepare_thread_;
     crew_ = std::make_unique<Crew>(driver_.queue, dispatcher_, files_, watchdog_, settings);
     ASSERT_TRUE(crew_->start());
   }
@@ -134,6 +135,7 @@ class CrewTest : public ::testing::Test {
   virtio::SplitDriver driver_{kRing};
   Watchdog watchdog_;
   UniqueFd kick_;
+  std::function<void()> prepare_thread_;
   std::unique_ptr<Crew> crew_;
   std::uint16_t next_ = 0;
 };
@@ -172,6 +174,16 @@ TEST_F(CrewTest, AsManyMayBlockAsThePoolHasThreadsAndTheQueueStillServes) {
   const auto other = ask(kQuick);
   EXPECT_TRUE(soon([&] { return answered(other); }));
   EXPECT_LE(crew_->threads(), 9U);
+}
+
+// The watchdog goes to sleep when nothing happens for some 50 ms.
+TEST_F(CrewTest, AThreadThatTakesItsTimeToBeginIsWatchedAllTheSame) {
+  prepare_thread_ = [] { std::this_thread::sleep_for(150ms); };
+  start(8);
+  ask(kBlocks);
+  ask(kBlocks);
+  const auto other = ask(kQuick);
+  EXPECT_TRUE(soon([&] { return answered(other); }));
 }
 
 TEST_F(CrewTest, ASmallPoolIsOneThread) {

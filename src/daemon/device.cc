@@ -101,7 +101,12 @@ Result<> Device::reset_device() {
 
 void Device::use_memory(std::shared_ptr<const GuestMemory> memory) {
   memory_ = std::move(memory);
-  for (const auto& ring : rings_) ring->queue.set_memory(memory_);
+  for (const auto& ring : rings_) {
+    ring->queue.set_memory(memory_);
+    // A ring that was nowhere in memory missed the kicks meanwhile, and may
+    // have asked for none before.
+    if (ring->crew) ring->crew->nudge();
+  }
   for (std::uint32_t index = 0; index < rings_.size(); ++index) start_if_ready(index);
 }
 

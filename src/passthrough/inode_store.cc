@@ -253,7 +253,9 @@ struct InodeStore::State {
 
   bool try_pin(NodeId id) {
     // The root's id is fixed by the protocol (FUSE_ROOT_ID), whatever its generation.
-    if (id.value == kRootSlot) {
+    // By no other id, or it could be forgotten.
+    if (slot_of(id) == kRootSlot) {
+      if (id.value != kRootSlot) return false;
       inodes.add_pin(kRootSlot);
       return true;
     }

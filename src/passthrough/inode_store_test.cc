@@ -3,9 +3,11 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <sys/mount.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -93,6 +95,16 @@ TEST_F(InodeStoreTest, ForgettingTooMuchIsForgettingAll) {
   store_->forget(NodeId{0xdeadbeef}, 1);
   EXPECT_TRUE(store_->pin(NodeId{1}));
   EXPECT_EQ(store_->count(), 1U);
+}
+
+TEST_F(InodeStoreTest, TheRootHasOneIdAndIsNeverForgotten) {
+  const NodeId alias{0x1'0000'0001};
+  EXPECT_FALSE(store_->pin(alias));
+  store_->forget(alias, 1);
+  store_->forget(NodeId{1}, ~std::uint64_t{0});
+  make("a");
+  EXPECT_TRUE(lookup("a"));
+  EXPECT_EQ(store_->count(), 2U);
 }
 
 TEST_F(InodeStoreTest, AnIdIsNeverGivenToAnotherFile) {
@@ -289,6 +301,118 @@ TEST_F(InodeStoreTest, ThreadsThatLookUpForgetAndUseLoseNothing) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(store_->count(), 1U);
   EXPECT_EQ(store_->descriptors(), 0U);
+}
+
+// A lookup finds a record in the very moment in which it turns cold: it must
+// not come away with the descriptor that is being closed.
+TEST_F(InodeStoreTest, ARecordThatTurnsColdIsNotUsedHalfWay) {
+  for (int i = 0; i < 24; ++i) make("f" + std::to_string(i));
+  let_settle();
+  InodeStore::Settings settings;
+  settings.descriptor_budget = 2;
+  open_store(settings);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 6; ++t) {
+    threads.emplace_back([this, t, &wrong] {
+      for (int i = 0; i < 5000; ++i) {
+        struct statx stx {};
+        const std::string text = "f" + std::to_string((i * 5 + t) % 24);
+        const auto inode = store_->lookup(root(), name_of(text), 0, &stx);
+        const auto fd = inode ? store_->fd(*inode) : Result<FdRef>{inode.error()};
+        struct statx again {};
+        if (!fd || !sys::statx(*fd, sys::kStatxMask, &again) || again.stx_ino != stx.stx_ino)
+          ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+  store_->clear();
+  EXPECT_EQ(store_->count(), 1U);
+  EXPECT_EQ(store_->descriptors(), 0U);
+}
+
+// Runs `work` on a stack as small as no thread of the daemon has.
+template <typename Work>
+void on_small_stack(Work work) {
+  pthread_attr_t attributes;
+  ASSERT_EQ(::pthread_attr_init(&attributes), 0);
+  ASSERT_EQ(::pthread_attr_setstacksize(&attributes, std::size_t{256} << 10), 0);
+  pthread_t thread{};
+  const auto run = [](void* argument) -> void* {
+    (*static_cast<Work*>(argument))();
+    return nullptr;
+  };
+  ASSERT_EQ(::pthread_create(&thread, &attributes, run, &work), 0);
+  ::pthread_join(thread, nullptr);
+  ::pthread_attr_destroy(&attributes);
+}
+
+// To let a child go its parent is opened, which may be one descriptor too many.
+TEST_F(InodeStoreTest, LettingGoDoesNotNestHoweverManyParentsAreCold) {
+  constexpr int kDirectories = 600;
+  for (int i = 0; i < kDirectories; ++i) {
+    fs::create_directory(root_ / ("d" + std::to_string(i)));
+    make("d" + std::to_string(i) + "/child");
+  }
+  for (int i = 0; i < 300; ++i) make("f" + std::to_string(i));
+  let_settle();
+  InodeStore::Settings settings;
+  settings.descriptor_budget = kDirectories + 64;
+  open_store(settings);
+  std::vector<NodeId> children;
+  for (int i = 0; i < kDirectories; ++i) {
+    const InodeRef directory = *lookup("d" + std::to_string(i));
+    children.push_back(lookup(directory, "child")->id());
+  }
+  std::vector<NodeId> others;
+  for (int i = 0; i < 300; ++i) others.push_back(lookup("f" + std::to_string(i))->id());
+  on_small_stack([&] {
+    // Children stay in use, their directories don't.
+    for (int round = 0; round < 4; ++round) {
+      for (const NodeId child : children) EXPECT_TRUE(store_->fd(*store_->pin(child)));
+    }
+    for (const NodeId other : others) EXPECT_TRUE(store_->fd(*store_->pin(other)));
+  });
+  EXPECT_LE(store_->descriptors(), kDirectories + 200U);
+}
+
+// Handles of directories that are gone lead nowhere, and then their parents are asked.
+TEST_F(InodeStoreTest, ADeepTreeThatIsGoneIsStaleAndNothingWorse) {
+  constexpr int kDepth = 600;
+  InodeStore::Settings settings;
+  settings.descriptor_budget = 8;
+  settings.use_file_handles = true;
+  open_store(settings);
+  std::vector<NodeId> chain{NodeId{1}};
+  std::vector<UniqueFd> fds;
+  fds.emplace_back(::open(root_.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  for (int i = 0; i < kDepth; ++i) {
+    ASSERT_TRUE(sys::mkdirat(fds.back(), name_of("d"), 0755));
+    auto next = sys::open_path(fds.back(), name_of("d"));
+    ASSERT_TRUE(next);
+    const InodeRef above = *store_->pin(chain.back());
+    chain.push_back(lookup(above, "d")->id());
+    // One at a time: an inode that somebody holds is still reached by its handle.
+    fds.clear();
+    fds.push_back(std::move(*next));
+  }
+  fds.clear();
+  for (int round = 0; round < 3; ++round) {
+    make("f");
+    ASSERT_TRUE(lookup("f"));
+  }
+  fs::remove_all(root_ / "d");
+  on_small_stack([&] {
+    // Hot ones are still there; nothing else to expect but an answer.
+    for (auto id = chain.rbegin(); id != chain.rend(); ++id) {
+      const auto fd = store_->fd(*store_->pin(*id));
+      if (!fd) {
+        EXPECT_EQ(fd.error(), Errno{ESTALE});
+      }
+    }
+  });
 }
 
 class HandleTableTest : public InodeStoreTest {

@@ -24,6 +24,7 @@ Result<std::uint32_t> Blobs::add(std::span<const std::byte> bytes) {
     if (of_size.free != 0) {
       reference = of_size.free;
       std::memcpy(&of_size.free, at(reference), sizeof of_size.free);
+      if (!is_inside(of_size.free, units)) of_size.free = 0;
     }
   }
   if (reference == 0) {
@@ -41,9 +42,14 @@ Result<std::uint32_t> Blobs::add(std::span<const std::byte> bytes) {
   return reference;
 }
 
+bool Blobs::is_inside(std::uint32_t reference, std::size_t units) const {
+  return reference != 0 && reference + units <= memory_.size() / kUnit;
+}
+
 void Blobs::remove(std::uint32_t reference) {
-  if (reference == 0) return;
+  if (!is_inside(reference, 1)) return;
   const std::size_t units = units_for(std::to_integer<std::size_t>(*at(reference)));
+  if (!is_inside(reference, units)) return;
   Class& of_size = classes_[units];
   Lock lock(of_size.mutex);
   std::memcpy(at(reference), &of_size.free, sizeof of_size.free);
@@ -51,9 +57,13 @@ void Blobs::remove(std::uint32_t reference) {
 }
 
 std::size_t Blobs::copy(std::uint32_t reference, std::span<std::byte, kMaxBytes + 1> out) const {
-  const std::byte* place = at(reference);
-  const auto size = std::to_integer<std::size_t>(place[0]);
-  std::memcpy(out.data(), place + 1, size);
+  std::size_t size = 0;
+  if (is_inside(reference, 1)) {
+    const std::byte* place = at(reference);
+    size = std::to_integer<std::size_t>(place[0]);
+    if (!is_inside(reference, units_for(size))) size = 0;
+    std::memcpy(out.data(), place + 1, size);
+  }
   out[size] = std::byte{0};
   return size;
 }

@@ -2,7 +2,9 @@
 //
 // Short byte strings in the arena (names, kernel file handles), named by a
 // 32-bit reference. Size classes of 16 bytes; freed ones are reused by class.
-// Thread-safe; one leaf mutex per class.
+// Thread-safe; one leaf mutex per class. Whatever the memory or a reference
+// says, nothing outside the memory is touched: a reference that leads out of
+// it names an empty string.
 #pragma once
 
 #include <array>
@@ -39,6 +41,7 @@ class Blobs {
     std::uint32_t free GUARDED_BY(mutex) = 0;
   };
   static std::size_t units_for(std::size_t bytes) { return (bytes + 1 + kUnit - 1) / kUnit; }
+  bool is_inside(std::uint32_t reference, std::size_t units) const;
   std::byte* at(std::uint32_t reference) const { return memory_.data() + reference * kUnit; }
 
   std::span<std::byte> memory_;

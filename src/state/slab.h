@@ -9,8 +9,13 @@
 //   dying, no pins -> free   whoever drops the last pin (or retires an unpinned one) frees it
 // A stale id (slot reused, generation moved on) finds nothing, never another
 // record. Slot 0 is never used, so 0 can mean "none".
+//
+// The memory may hold what a process left behind that failed: whatever its
+// list and counters say, no slot outside the memory is touched, and none that
+// is in use is given out.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -69,7 +74,9 @@ class Slab {
 
   std::uint32_t capacity() const { return capacity_; }
   // Slots below this may be in use; for walks over everything.
-  std::uint32_t used() const { return header_->used.load(std::memory_order_acquire); }
+  std::uint32_t used() const {
+    return std::min(header_->used.load(std::memory_order_acquire), capacity_);
+  }
   std::uint32_t live() const { return header_->live.load(std::memory_order_relaxed); }
 
   Record& at(std::uint32_t slot) { return records_[slot]; }
@@ -77,7 +84,13 @@ class Slab {
 
   // A busy slot, or ENFILE when the slab is full.
   Result<std::uint32_t> allocate() {
-    const std::uint32_t slot = TRY(take_slot());
+    std::uint32_t slot = TRY(take_slot());
+    while (SlotHead::state(records_[slot].head.load(std::memory_order_relaxed)) !=
+           SlotState::kFree) {
+      // Never of our own making: the list is damaged, and none of it can be trusted.
+      header_->free_list.store(0, std::memory_order_relaxed);
+      slot = TRY(take_slot());
+    }
     std::atomic<std::uint64_t>& head = records_[slot].head;
     std::uint32_t generation = SlotHead::generation(head.load(std::memory_order_relaxed)) + 1;
     if (generation == 0) generation = 1;
@@ -199,7 +212,8 @@ class Slab {
  private:
   Result<std::uint32_t> take_slot() {
     std::uint64_t list = header_->free_list.load(std::memory_order_acquire);
-    while (static_cast<std::uint32_t>(list) != 0) {
+    // A number past the end ends the list, as 0 does.
+    while (static_cast<std::uint32_t>(list) != 0 && static_cast<std::uint32_t>(list) < capacity_) {
       const auto slot = static_cast<std::uint32_t>(list);
       const std::uint32_t following = (records_[slot].*Next).load(std::memory_order_relaxed);
       const std::uint64_t next = ((list >> 32) + 1) << 32 | following;

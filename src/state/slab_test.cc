@@ -102,6 +102,43 @@ TEST_F(SlabTest, AFullSlabSaysEnfileAndRecovers) {
   EXPECT_EQ(*slab_.allocate(), slots[5]);
 }
 
+// What a process that failed may leave behind.
+class DamagedSlabTest : public SlabTest {
+ protected:
+  template <typename T>
+  void damage(std::size_t offset, T value) {
+    std::memcpy(arena_->section(SectionKind::kHandles).data() + offset, &value, sizeof value);
+  }
+  static constexpr std::size_t kFreeList = 0;
+  static constexpr std::size_t kUsed = 8;
+};
+
+TEST_F(DamagedSlabTest, AFreeListThatLeadsOutIsNotFollowed) {
+  damage(kFreeList, std::uint64_t{0xfffffff0});
+  EXPECT_EQ(*slab_.allocate(), 1U);
+  EXPECT_EQ(*slab_.allocate(), 2U);
+}
+
+TEST_F(DamagedSlabTest, AFreeListThatLoopsGivesNoSlotTwice) {
+  damage(kFreeList, std::uint64_t{5});
+  slab_.at(5).next_free = 5;
+  damage(kUsed, std::uint32_t{6});
+  EXPECT_EQ(*slab_.allocate(), 5U);
+  EXPECT_EQ(*slab_.allocate(), 6U);
+}
+
+TEST_F(DamagedSlabTest, SlotsInUseThatTheCounterForgotAreNotGivenOut) {
+  const std::uint32_t first = live_slot();
+  damage(kUsed, first);
+  EXPECT_EQ(*slab_.allocate(), first + 1);
+}
+
+TEST_F(DamagedSlabTest, ACounterPastTheEndMeansFull) {
+  damage(kUsed, std::uint32_t{0xffffffff});
+  EXPECT_EQ(slab_.used(), slab_.capacity());
+  EXPECT_EQ(slab_.allocate().error(), Errno{ENFILE});
+}
+
 TEST_F(SlabTest, ThreadsThatTakeAndGiveLoseNoSlot) {
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
@@ -166,6 +203,33 @@ TEST(Blobs, ReuseWhatWasRemovedAndSayWhenFull) {
   }
   blobs.remove(last);
   EXPECT_EQ(*blobs.add(std::as_bytes(std::span{name})), last);
+}
+
+TEST(Blobs, AReferenceThatLeadsOutNamesAnEmptyString) {
+  auto arena = *Arena::create(kPlan);
+  const auto memory = arena->section(SectionKind::kBlobs).first(64 * Blobs::kUnit);
+  Blobs blobs{memory};
+  std::array<std::byte, 256> out;
+  for (const std::uint32_t reference : {0U, 64U, 0xffffffffU}) {
+    EXPECT_EQ(blobs.copy(reference, out), 0U) << reference;
+    blobs.remove(reference);
+  }
+  memory[63 * Blobs::kUnit] = std::byte{255};
+  EXPECT_EQ(blobs.copy(63, out), 0U) << "its size leads out";
+  blobs.remove(63);
+}
+
+TEST(Blobs, AListThatLeadsOutIsNotFollowed) {
+  auto arena = *Arena::create(kPlan);
+  const auto memory = arena->section(SectionKind::kBlobs).first(64 * Blobs::kUnit);
+  Blobs blobs{memory};
+  const auto bytes = std::as_bytes(std::span{std::string_view{"name"}});
+  const std::uint32_t removed = *blobs.add(bytes);
+  blobs.remove(removed);
+  const std::uint32_t next = 0x00ffffff;
+  std::memcpy(memory.data() + removed * Blobs::kUnit, &next, sizeof next);
+  EXPECT_EQ(*blobs.add(bytes), removed);
+  EXPECT_EQ(*blobs.add(bytes), removed + 1);
 }
 
 }  // namespace
