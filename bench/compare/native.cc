@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "bench/compare/native.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "sys/fd.h"
+
+namespace virtiofsd::bench {
+namespace {
+
+constexpr unsigned kMask = STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID;
+
+void must(bool done, const char* what) {
+  if (done) [[likely]]
+    return;
+  std::fprintf(stderr, "compare: %s in this process: %s\n", what, std::strerror(errno));
+  std::exit(1);
+}
+
+// Shared by the closure's copies.
+struct Directory {
+  explicit Directory(const std::string& path)
+      : fd(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    must(static_cast<bool>(fd), path.c_str());
+  }
+  UniqueFd fd;
+  std::uint64_t next = 0;
+};
+
+std::shared_ptr<Directory> directory(const std::string& path) {
+  return std::make_shared<Directory>(path);
+}
+
+void stat_at(FdRef directory, const char* name) {
+  struct statx out;
+  must(statx(directory.number(), name, AT_SYMLINK_NOFOLLOW | AT_STATX_SYNC_AS_STAT, kMask, &out) ==
+           0,
+       "statx");
+}
+
+// Visits every entry but the dots.
+template <typename Visit>
+void list(FdRef directory, Visit&& visit) {
+  alignas(8) std::array<char, 32768> buffer;
+  for (;;) {
+    const long got = syscall(SYS_getdents64, directory.number(), buffer.data(), buffer.size());
+    must(got >= 0, "getdents64");
+    if (got == 0) return;
+    for (long at = 0; at < got;) {
+      std::uint16_t length = 0;
+      std::memcpy(&length, buffer.data() + at + 16, sizeof(length));
+      const auto type = static_cast<unsigned char>(buffer[static_cast<std::size_t>(at) + 18]);
+      const char* name = buffer.data() + at + 19;
+      if (name[0] != '.') visit(name, type);
+      at += length;
+    }
+  }
+}
+
+void walk(int parent, const char* name) {
+  const UniqueFd fd{openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  must(static_cast<bool>(fd), name);
+  list(fd, [&](const char* entry, unsigned char type) {
+    stat_at(fd, entry);
+    if (type == DT_DIR) walk(fd.number(), entry);
+  });
+}
+
+Native listing(const std::string& path, bool plus) {
+  return [path, plus] {
+    const UniqueFd fd{open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+    list(fd, [&](const char* name, unsigned char) {
+      if (plus) stat_at(fd, name);
+    });
+  };
+}
+
+// Pages of shared memory, as a guest's are, in pieces of one page.
+class Buffers {
+ public:
+  static constexpr std::size_t kCount = 16;
+  explicit Buffers(std::size_t size) : total_(kCount * size) {
+    const UniqueFd fd{memfd_create("native", MFD_CLOEXEC)};
+    must(ftruncate(fd.number(), static_cast<off_t>(total_)) == 0, "ftruncate");
+    base_ = mmap(nullptr, total_, PROT_READ | PROT_WRITE, MAP_SHARED, fd.number(), 0);
+    must(base_ != MAP_FAILED, "mmap");
+    std::memset(base_, 1, total_);
+    for (std::size_t at = 0; at < total_; at += 4096)
+      pieces_.push_back({.iov_base = static_cast<char*>(base_) + at, .iov_len = 4096});
+    each_ = static_cast<int>(size / 4096);
+  }
+  ~Buffers() { munmap(base_, total_); }
+  Buffers(const Buffers&) = delete;
+  Buffers& operator=(const Buffers&) = delete;
+  const iovec* next() {
+    turn_ = (turn_ + 1) % kCount;
+    return &pieces_[turn_ * static_cast<std::size_t>(each_)];
+  }
+  int pieces() const { return each_; }
+
+ private:
+  const std::size_t total_;
+  void* base_ = nullptr;
+  std::vector<iovec> pieces_;
+  int each_ = 0;
+  std::size_t turn_ = 0;
+};
+
+struct File {
+  File(const std::string& path, std::size_t block)
+      : fd(open(path.c_str(), O_RDWR | O_CLOEXEC)), buffers(block) {
+    must(static_cast<bool>(fd), path.c_str());
+  }
+  UniqueFd fd;
+  Buffers buffers;
+  std::uint64_t next = 0;
+};
+
+Native data(const std::string& path, std::uint64_t file_bytes, std::size_t block, bool writes,
+            bool random) {
+  auto file = std::make_shared<File>(path, block);
+  const std::uint64_t blocks = file_bytes / block;
+  return [file, blocks, block, writes, random] {
+    // A full-period step stands in for chance.
+    file->next = random ? (file->next * 1'103'515'245 + 12345) : file->next + 1;
+    const auto at = static_cast<off_t>((random ? file->next >> 16 : file->next) % blocks * block);
+    const iovec* const pieces = file->buffers.next();
+    const ssize_t got = writes ? pwritev(file->fd.number(), pieces, file->buffers.pieces(), at)
+                               : preadv(file->fd.number(), pieces, file->buffers.pieces(), at);
+    must(got > 0, writes ? "pwritev" : "preadv");
+  };
+}
+
+}  // namespace
+
+Native native_lookup(Share& share) {
+  auto at = directory(share.path(share.hot()));
+  return [at, count = share.sizes().hot] {
+    stat_at(at->fd, FileName(at->next++ * 617 % count).c_str());
+  };
+}
+
+Native native_lookup_cold(Share& share) {
+  auto at = directory(share.path(share.cold()));
+  return
+      [at, count = share.sizes().cold] { stat_at(at->fd, FileName(at->next++ % count).c_str()); };
+}
+
+Native native_lookup_missing(Share& share) {
+  auto at = directory(share.path(share.hot()));
+  return [at] {
+    struct statx out;
+    must(statx(at->fd.number(), FileName(at->next++ % 1000, 'x').c_str(), AT_SYMLINK_NOFOLLOW,
+               kMask, &out) != 0,
+         "statx of nothing");
+  };
+}
+
+Native native_getattr(Share& share) {
+  auto at = directory(share.path(share.hot()));
+  // Few enough for any limit on descriptors.
+  auto files = std::make_shared<std::vector<UniqueFd>>();
+  for (std::uint64_t i = 0; i < std::min<std::uint64_t>(share.sizes().hot, 500); ++i)
+    files->emplace_back(openat(at->fd.number(), FileName(i).c_str(), O_PATH | O_CLOEXEC));
+  return [at, files] {
+    struct statx out;
+    const UniqueFd& fd = (*files)[at->next++ * 617 % files->size()];
+    must(statx(fd.number(), "", AT_EMPTY_PATH, kMask, &out) == 0, "statx");
+  };
+}
+
+Native native_open(Share& share) {
+  auto at = directory(share.path(share.hot()));
+  return [at, count = share.sizes().hot] {
+    const UniqueFd fd{openat(at->fd.number(), FileName(at->next++ * 617 % count).c_str(),
+                             O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
+    must(static_cast<bool>(fd), "open");
+  };
+}
+
+Native native_create(Share& share) {
+  auto at = directory(share.path(share.fresh()));
+  return [at] {
+    const FileName name(0, 'n');
+    {
+      const UniqueFd fd{
+          openat(at->fd.number(), name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644)};
+      must(static_cast<bool>(fd), "create");
+      struct statx out;
+      must(statx(fd.number(), "", AT_EMPTY_PATH, kMask, &out) == 0, "statx");
+    }
+    must(unlinkat(at->fd.number(), name.c_str(), 0) == 0, "unlink");
+  };
+}
+
+Native native_mkdir(Share& share) {
+  auto at = directory(share.path(share.fresh()));
+  return [at] {
+    const FileName name(1, 'n');
+    must(mkdirat(at->fd.number(), name.c_str(), 0755) == 0, "mkdir");
+    stat_at(at->fd, name.c_str());
+    must(unlinkat(at->fd.number(), name.c_str(), AT_REMOVEDIR) == 0, "rmdir");
+  };
+}
+
+Native native_rename(Share& share) {
+  auto at = directory(share.path(share.renamed()));
+  const UniqueFd made{openat(at->fd.number(), "native-0", O_WRONLY | O_CREAT | O_CLOEXEC, 0644)};
+  return [at] {
+    const bool back = at->next++ % 2 == 1;
+    must(renameat(at->fd.number(), back ? "native-1" : "native-0", at->fd.number(),
+                  back ? "native-0" : "native-1") == 0,
+         "rename");
+  };
+}
+
+Native native_readdir(Share& share) {
+  return listing(share.path(share.hot()), false);
+}
+Native native_readdirplus(Share& share) {
+  return listing(share.path(share.hot()), true);
+}
+Native native_readdirplus_many(Share& share) {
+  return listing(share.path(share.many()), true);
+}
+Native native_walk(Share& share) {
+  return [path = share.path(share.tree())] { walk(AT_FDCWD, path.c_str()); };
+}
+
+Native native_read_4k(Share& share) {
+  return data(share.path(share.random_file()), share.sizes().random_bytes, 4096, false, true);
+}
+Native native_write_4k(Share& share) {
+  return data(share.path(share.random_file()), share.sizes().random_bytes, 4096, true, true);
+}
+Native native_read_128k(Share& share) {
+  return data(share.path(share.stream_file()), share.sizes().stream_bytes, 128U << 10, false,
+              false);
+}
+Native native_write_128k(Share& share) {
+  return data(share.path(share.stream_file()), share.sizes().stream_bytes, 128U << 10, true, false);
+}
+Native native_read_1m(Share& share) {
+  return data(share.path(share.stream_file()), share.sizes().stream_bytes, 1U << 20, false, false);
+}
+Native native_write_1m(Share& share) {
+  return data(share.path(share.stream_file()), share.sizes().stream_bytes, 1U << 20, true, false);
+}
+
+Native native_fsync(Share& share) {
+  auto file = std::make_shared<File>(share.path(share.synced()) + "/" + FileName(0).c_str(), 4096);
+  return [file] {
+    must(pwritev(file->fd.number(), file->buffers.next(), 1, 0) > 0, "pwritev");
+    must(fsync(file->fd.number()) == 0, "fsync");
+  };
+}
+
+Native native_mix(Share& share) {
+  auto parts = std::make_shared<std::vector<Native>>();
+  parts->push_back(native_getattr(share));
+  parts->push_back(native_lookup(share));
+  parts->push_back(native_open(share));
+  parts->push_back(native_read_4k(share));
+  parts->push_back(native_write_4k(share));
+  parts->push_back([at = directory(share.root())] {
+    struct statvfs out;
+    must(fstatvfs(at->fd.number(), &out) == 0, "fstatvfs");
+  });
+  auto turn = std::make_shared<std::uint64_t>(0);
+  return [parts, turn] { (*parts)[(*turn)++ % parts->size()](); };
+}
+
+// ---- timing ----
+
+Timed time_native(const Native& native, std::uint64_t nanoseconds) {
+  Timed timed;
+  for (int i = 0; i < 3; ++i) native();
+  const std::uint64_t cpu = thread_cpu_ns();
+  const std::uint64_t begun = now_ns();
+  std::uint64_t before = begun;
+  while (before < begun + nanoseconds) {
+    native();
+    const std::uint64_t after = now_ns();
+    timed.latencies.record(after - before);
+    before = after;
+  }
+  timed.seconds = static_cast<double>(before - begun) / 1e9;
+  timed.cpu_seconds = static_cast<double>(thread_cpu_ns() - cpu) / 1e9;
+  return timed;
+}
+
+namespace {
+
+// `ask` does one operation's round trips. The histogram gets each operation's time.
+template <typename Ask>
+Timed time_asking(std::uint64_t nanoseconds, Ask&& ask) {
+  Timed timed;
+  for (int i = 0; i < 16; ++i) ask();
+  const std::uint64_t cpu = thread_cpu_ns();
+  const std::uint64_t begun = now_ns();
+  std::uint64_t before = begun;
+  while (before < begun + nanoseconds) {
+    ask();
+    const std::uint64_t after = now_ns();
+    timed.latencies.record(after - before);
+    before = after;
+  }
+  timed.seconds = static_cast<double>(before - begun) / 1e9;
+  timed.cpu_seconds = static_cast<double>(thread_cpu_ns() - cpu) / 1e9;
+  return timed;
+}
+
+constexpr std::uint64_t kWork = 1, kNothing = 2, kEnd = 3;
+
+}  // namespace
+
+Timed time_eventfd(const Native& native, unsigned requests, Place place,
+                   std::uint64_t nanoseconds) {
+  const UniqueFd kick{eventfd(0, EFD_CLOEXEC)};
+  const UniqueFd call{eventfd(0, EFD_CLOEXEC)};
+  const auto tell = [](const UniqueFd& fd, std::uint64_t what) {
+    must(write(fd.number(), &what, sizeof(what)) == sizeof(what), "write to an eventfd");
+  };
+  const auto hear = [](const UniqueFd& fd) {
+    std::uint64_t what = 0;
+    must(read(fd.number(), &what, sizeof(what)) == sizeof(what), "read from an eventfd");
+    return what;
+  };
+  std::thread other([&] {
+    move_thread(0, place, true);
+    for (;;) {
+      const std::uint64_t what = hear(kick);
+      if (what == kEnd) return;
+      if (what == kWork) native();
+      tell(call, 1);
+    }
+  });
+  move_thread(0, place, false);
+  Timed timed = time_asking(nanoseconds, [&] {
+    for (unsigned i = 0; i < requests; ++i) {
+      tell(kick, i == 0 ? kWork : kNothing);
+      hear(call);
+    }
+  });
+  tell(kick, kEnd);
+  other.join();
+  move_thread(0, Place::kAny, false);
+  return timed;
+}
+
+Timed time_spinning(const Native& native, unsigned requests, std::uint64_t nanoseconds) {
+  struct alignas(64) Word {
+    std::atomic<std::uint64_t> value{0};
+  };
+  Word kick, call;
+  const auto relax = [] {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  };
+  std::thread other([&] {
+    move_thread(0, Place::kApart, true);
+    for (std::uint64_t turn = 1;; ++turn) {
+      std::uint64_t what = 0;
+      while ((what = kick.value.load(std::memory_order_acquire)) >> 2 != turn) relax();
+      if ((what & 3) == kEnd) return;
+      if ((what & 3) == kWork) native();
+      call.value.store(turn, std::memory_order_release);
+    }
+  });
+  move_thread(0, Place::kApart, false);
+  std::uint64_t turn = 0;
+  Timed timed = time_asking(nanoseconds, [&] {
+    for (unsigned i = 0; i < requests; ++i) {
+      ++turn;
+      kick.value.store(turn << 2 | (i == 0 ? kWork : kNothing), std::memory_order_release);
+      while (call.value.load(std::memory_order_acquire) != turn) relax();
+    }
+  });
+  kick.value.store(++turn << 2 | kEnd, std::memory_order_release);
+  other.join();
+  move_thread(0, Place::kAny, false);
+  return timed;
+}
+
+}  // namespace virtiofsd::bench

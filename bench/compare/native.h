@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// The limits: what a case costs as plain system calls in this process, and the
+// least that asking another thread for it can cost, by eventfd and by a ring
+// in shared memory that both sides spin on.
+//
+// A native_* function makes the call to repeat: the fewest system calls that
+// do the case's work, on the same files. It owns what it needs.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "bench/compare/clock.h"
+#include "bench/compare/histogram.h"
+#include "bench/compare/share.h"
+
+namespace virtiofsd::bench {
+
+using Native = std::function<void()>;
+
+Native native_lookup(Share& share);
+Native native_lookup_cold(Share& share);
+Native native_lookup_missing(Share& share);
+Native native_getattr(Share& share);
+Native native_open(Share& share);
+Native native_create(Share& share);
+Native native_mkdir(Share& share);
+Native native_rename(Share& share);
+Native native_readdir(Share& share);
+Native native_readdirplus(Share& share);
+Native native_readdirplus_many(Share& share);
+Native native_walk(Share& share);
+Native native_read_4k(Share& share);
+Native native_write_4k(Share& share);
+Native native_read_128k(Share& share);
+Native native_write_128k(Share& share);
+Native native_read_1m(Share& share);
+Native native_write_1m(Share& share);
+Native native_fsync(Share& share);
+Native native_mix(Share& share);
+
+struct Timed {
+  Histogram latencies;  // nanoseconds
+  double seconds = 0;
+  double cpu_seconds = 0;  // of this thread
+};
+
+// The calls alone, one after the other.
+Timed time_native(const Native& native, std::uint64_t nanoseconds);
+
+// A second thread does the call when told by eventfd and answers by eventfd;
+// of `requests` round trips for one operation the first does the work.
+Timed time_eventfd(const Native& native, unsigned requests, Place place, std::uint64_t nanoseconds);
+
+// The same with two words in memory, both threads spinning on processors of their own.
+Timed time_spinning(const Native& native, unsigned requests, std::uint64_t nanoseconds);
+
+}  // namespace virtiofsd::bench
