@@ -380,7 +380,7 @@ TEST_F(InodeStoreTest, LettingGoDoesNotNestHoweverManyParentsAreCold) {
 
 // Handles of directories that are gone lead nowhere, and then their parents are asked.
 TEST_F(InodeStoreTest, ADeepTreeThatIsGoneIsStaleAndNothingWorse) {
-  constexpr int kDepth = 600;
+  constexpr int kDepth = 300;
   InodeStore::Settings settings;
   settings.descriptor_budget = 8;
   settings.use_file_handles = true;
