@@ -13,6 +13,7 @@
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -120,9 +121,10 @@ constexpr std::array<const char*, 8> kXattrNames = {"user.a",
 class Tree {
  public:
   Tree() {
+    // In memory where that is possible, unless $TMPDIR says otherwise.
+    const bool in_memory = ::getenv("TMPDIR") == nullptr && ::access("/dev/shm", W_OK) == 0;
     std::string pattern =
-        (::access("/dev/shm", W_OK) == 0 ? std::string{"/dev/shm"}
-                                         : std::filesystem::temp_directory_path().string()) +
+        (in_memory ? "/dev/shm" : std::filesystem::temp_directory_path().string()) +
         "/fuse-session-XXXXXX";
     CHECK(::mkdtemp(pattern.data()) != nullptr);
     top_ = pattern;

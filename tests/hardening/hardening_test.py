@@ -37,7 +37,7 @@ def properties(binary):
     yield "no library path of its own", not re.search(r"\bR(UN)?PATH\b", dynamic), \
         "libraries come from the system only"
     yield "stack protector", "__stack_chk_fail" in symbols, ""
-    yield "fortify", re.search(r"__(memcpy|snprintf|vsnprintf|fprintf|read|pread)\w*_chk", symbols), \
+    yield "fortify", re.search(r"__(memcpy|v?snprintf|fprintf|p?read)\w*_chk", symbols), \
         "C library calls know the size of their buffers"
     if x86:
         # A frame of a page or more touches each of its pages, with an `or` of zero.
@@ -45,7 +45,8 @@ def properties(binary):
             "a large frame can't jump the guard page"
         # Every function begins with it; the few without are the C library's start files.
         yield "CET landing pads", len(re.findall(r"\bendbr64\b", code)) > 100, ""
-        yield "CET shadow stack", re.search(r"x86 feature:.*SHSTK", output("readelf", "-nW", binary)), \
+        notes = output("readelf", "-nW", binary)
+        yield "CET shadow stack", re.search(r"x86 feature:.*SHSTK", notes), \
             "the loader may turn it on"
     else:
         yield "branch protection", re.search(r"\b(bti|paciasp|hint\s+#25)\b", code), ""
