@@ -151,6 +151,7 @@ int judge(const char* who, int status, bool stopping) {
                              const std::function<int(WorkerStart&)>& worker) {
   ::prctl(PR_SET_NAME, "virtiofsd", 0, 0, 0);
   ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);  // a file size limit is the guest's EFBIG, not our end
   for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) ::signal(signal, SIG_DFL);
   const sigset_t set = watched_signals();
   ::sigprocmask(SIG_UNBLOCK, &set, nullptr);
