@@ -116,13 +116,13 @@ Result<fuse_attr_out> Passthrough::setattr(fuse::Call& call, const fuse_setattr_
     if ((in.valid & FATTR_UID) != 0) uid = TRY(settings_.uid_map.to_host(in.uid));
     if ((in.valid & FATTR_GID) != 0) gid = TRY(settings_.gid_map.to_host(in.gid));
     const FdRef fd = TRY(inodes_->fd(inode));
+    if (inode.is_regular()) TRY(drop_capability_xattr(fd));
     TRY(sys::chown(fd, uid, gid));
-    drop_capability_xattr(fd);
   }
   if ((in.valid & FATTR_SIZE) != 0) {
-    TRY(set_size(call, inode, in));
     const FdRef fd = TRY(inodes_->fd(inode));
-    drop_capability_xattr(fd);
+    if (inode.is_regular()) TRY(drop_capability_xattr(fd));
+    TRY(set_size(call, inode, in));
   }
   if ((in.valid & (FATTR_ATIME | FATTR_MTIME | FATTR_ATIME_NOW | FATTR_MTIME_NOW)) != 0) {
     const std::array<timespec, 2> times{

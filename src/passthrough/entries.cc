@@ -169,7 +169,7 @@ Result<fuse::Created> Passthrough::open_existing(fuse::Call& call, const InodeRe
     fd = TRY(open_by_plan(plan, [&](int flags) { return sys::reopen(path, flags); }));
   }
   if ((plan.flags & O_TRUNC) != 0) {
-    drop_capability_xattr(fd);
+    TRY(drop_capability_xattr(fd));
     TRY(sys::statx(fd, sys::kStatxMask, &stx));
   }
   const fuse_entry_out entry = entry_of(call, inode, stx);

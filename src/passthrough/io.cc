@@ -141,14 +141,17 @@ std::uint32_t Passthrough::file_open_flags(const fuse::Call& call, const OpenPla
 }
 
 // Where the map gives the guest's security.capability another name, the host's
-// kernel doesn't know that it must go when the file changes (CVE-2021-20263).
-void Passthrough::drop_capability_xattr(FdRef fd) const {
-  if (!settings_.xattr_map || !settings_.xattr_map->renames_capability()) return;
+// kernel doesn't know that it must go before the file changes (CVE-2021-20263).
+// Where it can't be removed, the file must not change.
+Result<> Passthrough::drop_capability_xattr(FdRef fd) const {
+  if (!settings_.xattr_map || !settings_.xattr_map->renames_capability()) return {};
   const std::string& name = settings_.xattr_map->capability_name();
-  if (name.empty()) return;
-  // Nearly always there is none (ENODATA); a file system without xattrs has none either.
-  const auto removed = sys::removexattr(fd, name.c_str());
-  static_cast<void>(removed.has_value());
+  if (name.empty()) return {};
+  const Result<> removed = sys::removexattr(fd, name.c_str());
+  // Nearly always there is none; a file system without xattrs has none either.
+  if (removed || removed.error() == Errno{ENODATA} || removed.error() == Errno{EOPNOTSUPP})
+    return {};
+  return removed.error();
 }
 
 Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,
@@ -159,12 +162,15 @@ Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,
   if (!inode.is_regular()) return Errno{ENXIO};
   OpenPlan plan = plan_open(call, flags);
   UniqueFd fd;
+  if ((plan.flags & O_TRUNC) != 0) {
+    const FdRef path = TRY(inodes_->fd(inode));
+    TRY(drop_capability_xattr(path));
+  }
   {
     ScopedWithoutFsetid killing;
     if ((open_flags & FUSE_OPEN_KILL_SUIDGID) != 0 && (flags & O_TRUNC) != 0) TRY(killing.drop());
     fd = TRY(open_regular(inode, plan));
   }
-  if ((plan.flags & O_TRUNC) != 0) drop_capability_xattr(fd);
   const auto opened = static_cast<std::uint32_t>(plan.flags & ~O_TRUNC);
   const HandleId handle =
       TRY(handles_.insert(HandleKind::kFile, std::move(inode), std::move(fd), opened));
@@ -226,6 +232,7 @@ Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs
   ScopedWithoutFsetid killing;
   if ((args.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0) TRY(killing.drop());
 
+  TRY(drop_capability_xattr(handle.fd()));
   std::size_t done = 0;
   while (done < data.size()) {
     auto put = sys::pwritev2(handle.fd(), data, done, args.offset + done, flags);
@@ -240,7 +247,6 @@ Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs
     if (*put == 0) break;
     done += *put;
   }
-  if (done > 0) drop_capability_xattr(handle.fd());
   return static_cast<std::uint32_t>(done);
 }
 
@@ -272,10 +278,9 @@ Result<> Passthrough::fsync(fuse::Call& call, HandleId id, bool data_only) {
 Result<> Passthrough::fallocate(fuse::Call& call, const fuse_fallocate_in& in) {
   const HandleRef handle = TRY(handles_.find(HandleId{in.fh}, HandleKind::kFile, call.node));
   if (in.offset > INT64_MAX || in.length > INT64_MAX) return Errno{EFBIG};
+  TRY(drop_capability_xattr(handle.fd()));
   call.scheduler.about_to_block();
-  TRY(sys::fallocate(handle.fd(), static_cast<int>(in.mode), in.offset, in.length));
-  drop_capability_xattr(handle.fd());
-  return {};
+  return sys::fallocate(handle.fd(), static_cast<int>(in.mode), in.offset, in.length);
 }
 
 Result<std::uint64_t> Passthrough::lseek(fuse::Call& call, HandleId id, std::uint64_t offset,
@@ -293,10 +298,8 @@ Result<std::uint64_t> Passthrough::copy_file_range(fuse::Call& call, const fuse:
   call.scheduler.about_to_block();
   const std::size_t length =
       static_cast<std::size_t>(std::min(args.length, std::uint64_t{INT64_MAX}));
-  const std::size_t copied =
-      TRY(sys::copy_file_range(from.fd(), args.from_offset, to.fd(), args.to_offset, length));
-  if (copied > 0) drop_capability_xattr(to.fd());
-  return copied;
+  TRY(drop_capability_xattr(to.fd()));
+  return sys::copy_file_range(from.fd(), args.from_offset, to.fd(), args.to_offset, length);
 }
 
 Result<> Passthrough::syncfs(fuse::Call& call) {
