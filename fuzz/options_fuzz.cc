@@ -25,8 +25,10 @@ void check(const cli::Options& options) {
   CHECK(options.xattr || options.xattr_map.empty());
   CHECK(options.xattr ||
         (options.posix_acl == fuse::Wish::kOff && options.security_label == fuse::Wish::kOff));
-  for (const std::uint64_t limit : {std::uint64_t{0}, std::uint64_t{1024}, ~std::uint64_t{0}})
-    CHECK(cli::inode_descriptors(options, limit) >= 16);
+  for (const std::uint64_t limit : {std::uint64_t{0}, std::uint64_t{1024}, ~std::uint64_t{0}}) {
+    const cli::DescriptorShares shares = cli::divide_descriptors(options, limit);
+    CHECK(std::uint64_t{shares.inodes} + shares.handles + shares.lock_owners <= limit);
+  }
 }
 
 void run(std::string_view text) {

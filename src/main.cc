@@ -26,12 +26,8 @@
 namespace virtiofsd {
 namespace {
 
-// Descriptors that are neither inodes nor open files: rings, regions, epoll
-// sets, lock owners, the log.
-constexpr std::uint64_t kReservedDescriptors = 1024;
 // About 100 bytes each and a name: what a guest can make us remember is bounded.
 constexpr std::uint32_t kMostInodes = 1U << 24;
-constexpr std::uint32_t kMostHandles = (1U << 20) - 2;
 // Threads that may wait for locks, on the whole device.
 constexpr std::uint32_t kLockWaiters = 64;
 
@@ -74,13 +70,12 @@ Passthrough::Settings passthrough_settings(const cli::Options& options,
   settings.no_race = options.no_race;
   settings.can_switch_user = sandbox.can_switch_user;
   settings.max_lock_waiters = kLockWaiters;
-  settings.inodes.descriptor_budget = cli::inode_descriptors(options, descriptor_limit);
+  const cli::DescriptorShares shares = cli::divide_descriptors(options, descriptor_limit);
+  settings.max_handles = shares.handles;
+  settings.max_lock_owners = shares.lock_owners;
+  settings.inodes.descriptor_budget = shares.inodes;
   settings.inodes.max_inodes = kMostInodes;
   settings.inodes.use_file_handles = sandbox.can_use_handles;
-  const std::uint64_t taken = settings.inodes.descriptor_budget + kReservedDescriptors;
-  const std::uint64_t left = descriptor_limit > taken ? descriptor_limit - taken : 0;
-  settings.max_handles =
-      static_cast<std::uint32_t>(std::clamp<std::uint64_t>(left, 16, kMostHandles));
   return settings;
 }
 

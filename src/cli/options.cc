@@ -710,12 +710,22 @@ Result<Options, UsageError> parse(int argc, const char* const* argv) {
   return std::move(draft.options);
 }
 
-std::uint32_t inode_descriptors(const Options& options, std::uint64_t descriptor_limit) {
-  if (options.inode_descriptors) return *options.inode_descriptors;
-  // Half for the guest's open files and our own; a quarter of a small limit would be too few to be
-  // fast.
-  constexpr std::uint64_t kMost = 100'000;
-  return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(descriptor_limit / 2, 16, kMost));
+DescriptorShares divide_descriptors(const Options& options, std::uint64_t descriptor_limit) {
+  constexpr std::uint64_t kOwn = 1024;  // rings, regions, epoll sets, the log
+  constexpr std::uint64_t kMostLockOwners = 4096;
+  constexpr std::uint64_t kMostInodes = 100'000;
+  constexpr std::uint64_t kMostHandles = (1U << 20) - 2;
+  const std::uint64_t lock_owners = std::min(kMostLockOwners, descriptor_limit / 8);
+  const std::uint64_t taken = std::min(kOwn, descriptor_limit / 4) + lock_owners;
+  const std::uint64_t left = descriptor_limit - taken;
+  const std::uint64_t wanted =
+      options.inode_descriptors ? *options.inode_descriptors : std::min(left / 2, kMostInodes);
+  const std::uint64_t inodes = std::min(wanted, left / 2);
+  // As many inodes may be open as there are handles, and then they exceed their own share.
+  const std::uint64_t handles = std::min(left / 2, kMostHandles);
+  return {.inodes = static_cast<std::uint32_t>(inodes),
+          .handles = static_cast<std::uint32_t>(handles),
+          .lock_owners = static_cast<std::uint32_t>(lock_owners)};
 }
 
 }  // namespace virtiofsd::cli

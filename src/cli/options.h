@@ -78,7 +78,14 @@ Result<Options, UsageError> parse(int argc, const char* const* argv);
 // `\NNN` (octal) a byte, `\x` an x.
 std::vector<std::string> split_list(std::string_view list);
 
-// The inode store's share of `descriptor_limit` when --inode-descriptors says nothing.
-std::uint32_t inode_descriptors(const Options& options, std::uint64_t descriptor_limit);
+// How the limit on open descriptors is divided. Together they never reach it,
+// so that rings, regions and messages always find room: an inode that is open
+// keeps its descriptor beside the open file's, whatever the budget for inodes.
+struct DescriptorShares {
+  std::uint32_t inodes = 0;       // kept for inodes that aren't open
+  std::uint32_t handles = 0;      // open files and directories
+  std::uint32_t lock_owners = 0;  // descriptors that hold record locks
+};
+DescriptorShares divide_descriptors(const Options& options, std::uint64_t descriptor_limit);
 
 }  // namespace virtiofsd::cli

@@ -221,5 +221,24 @@ TEST(Options, IdRangesMayBeRepeated) {
               ElementsAre(sandbox::IdRange{0, 1000, 1}, sandbox::IdRange{1, 100000, 65536}));
 }
 
+// Whatever the guest opens, so many descriptors are never in use.
+TEST(DescriptorShares, LeaveRoomForRingsAndMessages) {
+  for (const std::uint64_t limit : {256ULL, 1024ULL, 8192ULL, 65536ULL, 1'000'000ULL, 1ULL << 31}) {
+    for (const std::optional<std::uint32_t> wanted :
+         {std::optional<std::uint32_t>{}, std::optional{16U}, std::optional{1000U},
+          std::optional{1U << 30}}) {
+      Options options;
+      options.inode_descriptors = wanted;
+      const DescriptorShares shares = divide_descriptors(options, limit);
+      const std::uint64_t most = std::uint64_t{shares.handles} +
+                                 std::max(shares.handles, shares.inodes) + shares.lock_owners;
+      EXPECT_LE(most + std::min<std::uint64_t>(limit / 4, 1024), limit) << limit;
+      EXPECT_GE(shares.handles, std::min<std::uint64_t>(limit / 4, 1U << 20) - 2) << limit;
+      EXPECT_GT(shares.inodes, 0U);
+      EXPECT_LE(shares.inodes, wanted.value_or(100'000));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace virtiofsd::cli

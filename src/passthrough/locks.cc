@@ -701,8 +701,8 @@ LockTarget target_of(const HandleRef& handle) {
 
 }  // namespace
 
-LockTable::LockTable(InodeStore& inodes, std::uint32_t max_waiters)
-    : inodes_(inodes), core_({.waiters = max_waiters}) {}
+LockTable::LockTable(InodeStore& inodes, LockCore::Limits limits)
+    : inodes_(inodes), core_(limits) {}
 
 Result<fuse_file_lock> LockTable::get(const HandleRef& handle, const fuse::LockArgs& args) {
   return core_.get(target_of(handle), args);

@@ -88,9 +88,8 @@ class LockCore {
 
 class LockTable {
  public:
-  // `max_waiters`: threads that may wait for locks at once; 0: a lock that
-  // would wait says ENOLCK.
-  LockTable(InodeStore& inodes, std::uint32_t max_waiters);
+  // `limits.waiters` 0: a lock that would wait says ENOLCK.
+  LockTable(InodeStore& inodes, LockCore::Limits limits);
 
   // What stands in the way of this lock, or type F_UNLCK. The pid is the
   // guest's for a lock of this guest and 0 for any other, whose pid would mean

@@ -765,7 +765,7 @@ TEST(LockTable, LocksThroughHandlesOfTheStores) {
                              std::move(settings)))
                    .value();
   HandleTable handles{*store, 16};
-  LockTable locks{*store, 4};
+  LockTable locks{*store, {.waiters = 4}};
   fuse::NullScheduler scheduler;
   const fuse::Negotiated session;
   struct statx attributes {};

@@ -28,7 +28,8 @@ Passthrough::Passthrough(Settings settings, std::unique_ptr<InodeStore> inodes)
       negative_timeout_(timeout_of(settings_.negative_timeout)),
       inodes_(std::move(inodes)),
       handles_(*inodes_, settings_.max_handles),
-      locks_(*inodes_, settings_.max_lock_waiters) {}
+      locks_(*inodes_,
+             {.waiters = settings_.max_lock_waiters, .owners = settings_.max_lock_owners}) {}
 
 Passthrough::~Passthrough() = default;
 

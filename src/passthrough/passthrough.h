@@ -61,6 +61,7 @@ class Passthrough final : public fuse::FileSystem {
     IdMap uid_map;
     IdMap gid_map;
     std::uint32_t max_lock_waiters = 0;
+    std::uint32_t max_lock_owners = 4096;  // descriptors that hold record locks
     InodeStore::Settings inodes;
     std::uint32_t max_handles = 1U << 20;
   };
@@ -200,7 +201,7 @@ class Passthrough final : public fuse::FileSystem {
   Result<UniqueFd> open_by_plan(OpenPlan& plan, Open&& open_it) const;
   Result<UniqueFd> open_regular(const InodeRef& inode, OpenPlan& plan) const;
   std::uint32_t file_open_flags(const fuse::Call& call, const OpenPlan& plan) const;
-  void drop_capability_xattr(FdRef fd) const;
+  Result<> drop_capability_xattr(FdRef fd) const;
 
   // directories.cc
   template <typename Add>
