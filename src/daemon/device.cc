@@ -107,7 +107,8 @@ void Device::use_memory(std::shared_ptr<const GuestMemory> memory) {
     // have asked for none before.
     if (ring->crew) ring->crew->nudge();
   }
-  for (std::uint32_t index = 0; index < rings_.size(); ++index) start_if_ready(index);
+  // The memory is fine even where a ring that lies outside it is not.
+  for (std::uint32_t index = 0; index < rings_.size(); ++index) (void)start_if_ready(index);
 }
 
 Result<> Device::set_mem_table(std::vector<vhost_user::MemoryRegion> regions) {
@@ -143,9 +144,8 @@ Result<> Device::change_stopped(std::uint32_t index, Change change) {
   const bool was_running = ring.crew && ring.crew->running();
   if (was_running) stop(index);
   const Result<> changed = change(ring.queue);
-  if (was_running) start_if_ready(index);
-  if (!changed) return changed.error();
-  return {};
+  const Result<> restarted = was_running ? start_if_ready(index) : Result<>{};
+  return changed ? restarted : changed;
 }
 
 Result<> Device::set_vring_size(std::uint32_t index, std::uint32_t size) {
@@ -192,8 +192,7 @@ Result<> Device::set_vring_kick(std::uint32_t index, std::optional<UniqueFd> kic
   stop(index);
   ring.queue.set_kick(kick ? std::move(*kick) : UniqueFd{});
   ring.kicked = true;
-  start_if_ready(index);
-  return {};
+  return start_if_ready(index);
 }
 
 Result<> Device::set_vring_call(std::uint32_t index, std::optional<UniqueFd> call) {
@@ -207,13 +206,12 @@ Result<> Device::set_vring_error(std::uint32_t index, std::optional<UniqueFd> er
 Result<> Device::set_vring_enable(std::uint32_t index, bool enabled) {
   if (!enabled) stop(index);
   rings_[index]->queue.set_enabled(enabled);
-  start_if_ready(index);
-  return {};
+  return start_if_ready(index);
 }
 
-void Device::start_if_ready(std::uint32_t index) {
+Result<> Device::start_if_ready(std::uint32_t index) {
   Ring& ring = *rings_[index];
-  if (!ring.kicked || !ring.queue.ready()) return;
+  if (!ring.kicked || !ring.queue.ready()) return {};
   if (!ring.crew) {
     Crew::Settings settings;
     settings.index = index;
@@ -223,11 +221,16 @@ void Device::start_if_ready(std::uint32_t index) {
     settings.prepare_thread = settings_.prepare_thread;
     ring.crew = std::make_unique<Crew>(ring.queue, dispatcher_, file_system_, watchdog_, settings);
   }
-  if (ring.crew->running()) return;
-  if (const Result<> started = ring.crew->start(); !started) {
-    log::warn("queue {} can't start: {}; the VMM's ring settings are wrong", index,
-              started.error().text());
+  if (ring.crew->running()) return {};
+  const Result<> started = ring.crew->start();
+  if (!started) {
+    constexpr std::uint32_t kLoudFailures = 20;
+    if (++failed_starts_ <= kLoudFailures) {
+      log::warn("queue {} can't start: {}; the VMM's ring settings are wrong", index,
+                started.error().text());
+    }
   }
+  return started;
 }
 
 void Device::stop(std::uint32_t index) {

@@ -85,7 +85,8 @@ class Device final : public vhost_user::Backend {
 
   template <typename Change>
   Result<> change_stopped(std::uint32_t index, Change change);
-  void start_if_ready(std::uint32_t index);
+  // The error says why a ring whose settings are complete can't be served.
+  Result<> start_if_ready(std::uint32_t index);
   void stop(std::uint32_t index);
   void use_memory(std::shared_ptr<const GuestMemory> memory);
 
@@ -97,6 +98,7 @@ class Device final : public vhost_user::Backend {
   std::shared_ptr<const GuestMemory> memory_;
   std::uint64_t features_ = 0;
   std::uint64_t status_ = 0;
+  std::uint32_t failed_starts_ = 0;
   UniqueFd backend_requests_;
 };
 

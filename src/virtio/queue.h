@@ -182,6 +182,7 @@ class Queue {
 
   bool running_ GUARDED_BY(mutex_) = false;
   bool broken_ GUARDED_BY(mutex_) = false;
+  std::atomic<std::uint32_t> failures_{0};  // so often it broke
   // While running exactly one of the two is there; it works on ring_memory_,
   // an older table than memory_ while the ring is not in that one.
   std::optional<SplitRing> split_ GUARDED_BY(mutex_);
