@@ -208,7 +208,7 @@ class Tree {
         // Not through a link that stands there by now.
         const UniqueFd file{
             ::open(path("share/file").c_str(), O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)};
-        if (file) static_cast<void>(::ftruncate(file.number(), in.a % 8192));
+        if (file) (void)!::ftruncate(file.number(), in.a % 8192);
         return;
       }
       case 6:
@@ -231,7 +231,7 @@ class Tree {
           ::write(fd.number(), text.data(), text.size()) == static_cast<ssize_t>(text.size()));
   }
   void link(const std::string& relative, const std::string& target) const {
-    static_cast<void>(::symlink(target.c_str(), path(relative).c_str()));
+    (void)!::symlink(target.c_str(), path(relative).c_str());
   }
   static struct stat look(const std::string& file) {
     struct stat out {};

@@ -40,10 +40,9 @@ def u64(value):
 
 
 def reader(name, program, data):
+    # Padding takes single bytes, or is what is left in the end.
     size = max(len(program), len(data))
-    # What is left of the shorter half takes single bytes, or is never reached.
-    seed("reader_name", name, program.ljust(len(data) if len(data) >= len(program) else 0, b"\0"),
-         data.ljust(size if len(program) >= len(data) else 0, b"\0"))
+    seed("reader_name", name, program.ljust(size, b"\0"), data.ljust(size, b"\0"))
 
 
 reader("one-name", u8(6), b"file\0")
@@ -78,7 +77,8 @@ seed("guest_memory", "past-the-end-of-address-space", region(7, 1, 0, 0, 5), reg
 seed("guest_memory", "empty-region", region(0, 0, 0, 0, 0), query(0, 0, 0))
 seed("guest_memory", "added-and-removed", region(1, 0, 1, 0, 5), region(3, 0, 3, 0, 6),
      u8(1, 0, 0), u8(1, 0, 1), query(1, 0, 8), query(3, 0, 8))
-seed("guest_memory", "size-of-4-gib", region(0, 0, 0, 0, 5), u8(2, 0) + u16(0x100) + u8(0xFF, 19, 0))
+seed("guest_memory", "size-of-4-gib", region(0, 0, 0, 0, 5), u8(2, 0) + u16(0x100) + u8(0xFF, 19,
+    0))
 
 # ---- split_ring, packed_ring (ring_target.h)
 
@@ -233,7 +233,6 @@ def conversation(name, options, *messages):
     seed("vhost_user_message", name, u8(options), *messages)
 
 
-
 every = [
     said(1), said(2, u64(1 << 32)), said(3), said(4),
     said(5, u32(1) + u32(0) + u64(0) + u64(4096) + u64(0) + u64(0), 1, size=u8(1)),
@@ -333,9 +332,11 @@ name0 = b"name\0"
 words = [
     asked(LOOKUP, name0), asked(LOOKUP, b".\0"), asked(LOOKUP, b"..\0"), asked(FORGET, u64(1)),
     asked(GETATTR, u32(1) + u32(0) + u64(1)), asked(SETATTR, u32(8) + u32(0) + b"\0" * 80),
-    asked(READLINK), asked(SYMLINK, name0 + b"target\0"), asked(MKNOD, u32(0o100644) + u32(0) * 3 + name0),
+    asked(READLINK), asked(SYMLINK, name0 + b"target\0"), asked(MKNOD,
+    u32(0o100644) + u32(0) * 3 + name0),
     asked(MKDIR, u32(0o755) + u32(0) + name0), asked(UNLINK, name0), asked(RMDIR, name0),
-    asked(RENAME, u64(1) + name0 + b"other\0"), asked(LINK, u64(2) + name0), asked(OPEN, u32(2) + u32(0)),
+    asked(RENAME, u64(1) + name0 + b"other\0"), asked(LINK, u64(2) + name0), asked(OPEN,
+    u32(2) + u32(0)),
     asked(READ, u64(1) + u64(0) + u32(100) + b"\0" * 20),
     asked(WRITE_OP, u64(1) + u64(0) + u32(4) + b"\0" * 20 + b"data"), asked(STATFS),
     asked(RELEASE, u64(1) + b"\0" * 16), asked(FSYNC, u64(1) + u32(1) + u32(0)),
@@ -343,7 +344,8 @@ words = [
 ]
 more = [
     asked(SETXATTR, u32(4) + u32(0) + u32(0) * 2 + b"user.a\0" + b"data"),
-    asked(GETXATTR, u32(100) + u32(0) + b"user.a\0"), asked(GETXATTR, u32(0) + u32(0) + b"user.a\0"),
+    asked(GETXATTR, u32(100) + u32(0) + b"user.a\0"), asked(GETXATTR,
+    u32(0) + u32(0) + b"user.a\0"),
     asked(LISTXATTR, u32(100) + u32(0)), asked(LISTXATTR, u32(0) + u32(0)),
     asked(REMOVEXATTR, b"user.a\0"), asked(OPENDIR, u32(0) * 2),
     asked(READDIR, u64(1) + u64(0) + u32(1000) + b"\0" * 20),
@@ -358,7 +360,8 @@ more = [
     asked(RENAME2, u64(1) + u32(1) + u32(0) + name0 + b"other\0"),
     asked(LSEEK, u64(1) + u64(0) + u32(3) + u32(0)), asked(COPY, u64(1) * 5 + u64(10) + u64(0)),
     asked(COPY_64, u64(1) * 5 + u64(10) + u64(0)), asked(SYNCFS, u64(0)),
-    asked(TMPFILE, u32(2) + u32(0o644) + u32(0) * 2 + b"/\0"), asked(STATX, u32(1) + u32(0) + u64(1) + u64(0xFFF)),
+    asked(TMPFILE, u32(2) + u32(0o644) + u32(0) * 2 + b"/\0"), asked(STATX,
+    u32(1) + u32(0) + u64(1) + u64(0xFFF)),
     asked(IOCTL, u64(1) + u32(0) + u32(0x80086601) + u64(0) + u32(4) + u32(8) + b"abcd"),
     asked(POLL), asked(63),
 ]
@@ -462,7 +465,8 @@ session("names-that-climb", settings(),
           for name in (".", "..", "''", "a/b", "../outside/marker", "/", "255", "256", "4095")])
 session("parent-of-the-root", settings(), do("LOOKUP", name=".."), do("LOOKUP", name="dir"),
         do("LOOKUP", 2, name=".."), do("GETATTR", 1))
-session("fifo-and-device", settings(), do("LOOKUP", name="fifo"), do("OPEN", 1), do("OPEN", 1, a=O_RDWR),
+session("fifo-and-device", settings(), do("LOOKUP", name="fifo"), do("OPEN", 1), do("OPEN", 1,
+    a=O_RDWR),
         do("MKNOD", name="device", b=3, a=0o666 | 0x01030000), do("OPEN", 2), do("OPENDIR", 2),
         do("MKNOD", name="socket", b=2, a=0o666), do("OPEN", 3, a=O_RDWR | O_TRUNC))
 session("directory-becomes-a-link", settings(), do("LOOKUP", name="dir"),
@@ -477,16 +481,21 @@ session("directory-leaves-and-is-cold", settings(inodes=0), do("LOOKUP", name="d
         do("LOOKUP", 1, name=".."))
 session("file-replaced-meanwhile", settings(), do("LOOKUP", name="file"),
         do("HOST_REPLACE", name="file", a=1), do("OPEN", 1), do("GETATTR", 1), do("HOST_TRUNCATE"),
-        do("HOST_LINK", name="file", a=1), do("OPEN", 1, a=O_RDWR | O_TRUNC), do("LOOKUP", name="file"))
-session("nodes-never-given", settings(), *[do(op, node) for op in ("GETATTR", "OPEN", "LOOKUP", "FORGET")
+        do("HOST_LINK", name="file", a=1), do("OPEN", 1, a=O_RDWR | O_TRUNC), do("LOOKUP",
+        name="file"))
+session("nodes-never-given", settings(), *[do(op, node) for op in ("GETATTR", "OPEN", "LOOKUP",
+    "FORGET")
                                             for node in (0xFB, 0xFC, 0xFD, 0xFE, 0xFF)])
 session("handles-never-given", settings(), do("LOOKUP", name="file"), do("OPEN", 1),
-        *[do(op, 1, 0xF0 + n, b=100) for op in ("READ", "WRITE", "RELEASE", "FLUSH", "READDIR", "LSEEK")
-          for n in (0, 1)], do("READDIR"), do("RELEASEDIR"), do("RELEASE"), do("RELEASE"), do("READ", b=9))
+        *[do(op, 1, 0xF0 + n, b=100) for op in ("READ", "WRITE", "RELEASE", "FLUSH", "READDIR",
+        "LSEEK")
+          for n in (0, 1)], do("READDIR"), do("RELEASEDIR"), do("RELEASE"), do("RELEASE"),
+          do("READ", b=9))
 session("forgotten-too-often", settings(), do("LOOKUP", name="file"), do("OPEN", 1),
         do("FORGET", 1, a=0x80000017), do("READ", b=10), do("FORGET", 1, a=1), do("GETATTR", 1),
         do("FORGET", 0, a=0x80000017), do("BATCH_FORGET", a=3, b=7), do("LOOKUP", name="file"))
-session("locks", settings(), do("CREATE", a=O_RDWR, b=0o644), do("SETLK", name="b", b=100, caller=1),
+session("locks", settings(), do("CREATE", a=O_RDWR, b=0o644), do("SETLK", name="b", b=100,
+    caller=1),
         do("SETLK", name="b", b=100, caller=2), do("SETLKW", name="b", b=100, caller=2),
         do("GETLK", name="a", b=50, caller=3), do("SETLK", name="c", a=20, b=30, caller=1),
         do("SETLK", name="b", name2="b", b=100), do("FLUSH", caller=1), do("INTERRUPT", a=3),
@@ -497,12 +506,14 @@ session("attributes", settings(), do("CREATE", a=O_RDWR, b=0o6755, caller=1),
 session("extended-attributes", settings(), do("CREATE", a=O_RDWR, b=0o644),
         *[do(op, 1, name=name, a=a, b=b) for op, a, b in (("SETXATTR", 20, 0), ("GETXATTR", 100, 0),
                                                       ("GETXATTR", 0, 0), ("REMOVEXATTR", 0, 0))
-          for name in ("a", "b", "c", "d", "file")], do("LISTXATTR", 1, a=100), do("LISTXATTR", 1, a=0))
+          for name in ("a", "b", "c", "d", "file")], do("LISTXATTR", 1, a=100), do("LISTXATTR", 1,
+          a=0))
 session("extended-attributes-mapped", settings(32), do("CREATE", a=O_RDWR, b=0o644),
         do("SETXATTR", 1, name="d", a=20), do("GETXATTR", 1, name="d", a=100),
         do("WRITE", b=10), do("GETXATTR", 1, name="d", a=100), do("LISTXATTR", 1, a=1000))
 session("security-context-and-group", settings(), do("MKDIR", a=0o755, wrong=11, caller=1),
-        do("MKDIR", name="b", a=0o755, wrong=12, caller=1), do("CREATE", name="c", wrong=11, a=O_RDWR))
+        do("MKDIR", name="b", a=0o755, wrong=12, caller=1), do("CREATE", name="c", wrong=11,
+        a=O_RDWR))
 session("ioctls", settings(), do("LOOKUP", name="file"), do("OPEN", 1, a=O_RDWR),
         *[do("IOCTL", name=name, a=40, b=100) for name in ("a", "b", "c", "d", "file", "dir")])
 session("second-init", settings(), do("LOOKUP", name="file"), do("OPEN", 1), do("INIT"),
@@ -512,9 +523,11 @@ session("no-init", settings(init=False), do("LOOKUP", name="file"), do("GETATTR"
 session("read-only", settings(1), do("LOOKUP", name="file"), do("OPEN", 1, a=O_RDWR), do("OPEN", 1),
         do("MKDIR"), do("UNLINK", name="file"), do("SETATTR", 1, b=8), do("IOCTL", name="b", a=40))
 session("many-inodes-few-descriptors", settings(inodes=4),
-        *[do("MKDIR", node, name=name, a=0o755) for node in range(6) for name in ("a", "b", "c", "d")],
+        *[do("MKDIR", node, name=name, a=0o755) for node in range(6) for name in ("a", "b", "c",
+        "d")],
         *[do("GETATTR", node) for node in range(20)], do("SYNCFS"))
-session("writeback", settings(2, cache=2), do("CREATE", a=1, b=0o644), do("WRITE", b=100, name2="b"),
+session("writeback", settings(2, cache=2), do("CREATE", a=1, b=0o644), do("WRITE", b=100,
+    name2="b"),
         do("READ", b=100), do("SETATTR", 1, b=0x8, a=5))
 session("nameless-file", settings(), do("TMPFILE", a=O_RDWR, b=0o644, caller=1), do("WRITE", b=100),
         do("LINK", name="a", node2=1), do("GETATTR", 1), do("POLL"), do("SETUPMAPPING"))
@@ -562,7 +575,8 @@ def rules(name, text, *names):
 
 rules("map-everything", ":map::user.virtiofs.:", "user.a", "security.capability", "trusted.b")
 rules("map-trusted", ":map:trusted.:user.virtiofs.:", "trusted.a", "user.virtiofs.a")
-rules("rules-with-slashes", "/prefix/all/trusted./user.virtiofs./\n/bad/server//trusted./\n/ok/all///")
+rules("rules-with-slashes",
+    "/prefix/all/trusted./user.virtiofs./\n/bad/server//trusted./\n/ok/all///")
 rules("prefix-bad-ok", ":prefix:client:trusted.:user.virtiofs.::bad:server::trusted.::ok:all:::",
       "trusted.a", "user.virtiofs.trusted.a", "user.b")
 rules("unsupported", ":unsupported:all:system.::ok:all:::", "system.posix_acl_access")
@@ -582,15 +596,19 @@ def line(name, *argv):
 
 share = ["--socket-path=/run/s", "--shared-dir=/srv"]
 line("the-usual", *share)
-line("as-libvirt-does", "--fd=3", "-o", "source=/srv,cache=always,xattr,flock,no_posix_lock,sandbox=chroot",
+line("as-libvirt-does", "--fd=3", "-o",
+    "source=/srv,cache=always,xattr,flock,no_posix_lock,sandbox=chroot",
      "--thread-pool-size=4")
 line("item-list-with-escapes", *share, "-o", r"source=/a\054b,,c\,d,timeout=1.5")
 line("every-switch", *share, "-o", "readonly,writeback,no_readdirplus,allow_direct_io,allow_mmap,"
-     "preserve_noatime,no_announce_submounts,norace,allow_root,killpriv_v2,posix_acl,security_label")
+     "preserve_noatime,no_announce_submounts,norace,allow_root,killpriv_v2,posix_acl,"
+     "security_label")
 line("every-value", *share, "--tag=t", "--num-request-queues=64", "--poll-us=10", "--timeout=0.5",
      "--negative-timeout=2", "--inode-descriptors=100", "--rlimit-nofile=1000", "--seccomp=log",
-     "--modcaps=+sys_admin:-chown", "--inode-file-handles=prefer", "--socket-group=kvm", "--cache=never")
-line("id-maps", *share, "--uid-map=:0:1000:1:", "--gid-map", "/0/1000/1/", "--translate-uid=map:0:1:1")
+     "--modcaps=+sys_admin:-chown", "--inode-file-handles=prefer", "--socket-group=kvm",
+     "--cache=never")
+line("id-maps", *share, "--uid-map=:0:1000:1:", "--gid-map", "/0/1000/1/",
+    "--translate-uid=map:0:1:1")
 line("id-map-past-the-last-id", *share, "--uid-map=:4294967295:0:2:")
 line("numbers-out-of-range", *share, "--num-request-queues=65", "--fd=99999999999")
 line("seconds-out-of-range", *share, "--timeout=1e400")

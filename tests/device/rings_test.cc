@@ -6,6 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <random>
 #include <set>
 #include <thread>
@@ -178,53 +180,129 @@ TEST_P(RingLoad, SurvivesStoppingAndStartingUnderLoad) {
 
 // ---- many queues ----
 
-TEST(ManyQueues, EachIsServedByItself) {
-  if (geteuid() != 0) GTEST_SKIP() << "needs root";
-  if (DaemonProcess::kind_of(DaemonProcess::default_binary()) != DaemonKind::kOurs)
-    GTEST_SKIP() << "peers have one request queue";
-  TempTree tree;
-  tree.write("file", "shared");
-  DaemonOptions options;
-  options.shared_directory = tree.root();
-  auto daemon = DaemonProcess::start(options);
-  ASSERT_TRUE(daemon) << daemon.error().text();
-  constexpr unsigned kQueues = 8;
-  FrontEndOptions vmm;
-  vmm.request_queues = kQueues;
-  vmm.ring.event_idx = true;
-  auto front_end = FrontEnd::adopt((*daemon)->take_connection(), vmm);
-  ASSERT_TRUE(front_end) << front_end.error().text();
-  ASSERT_OK((*front_end)->set_up());
-  FuseQueue urgent{**front_end, 0, {.slots = 2, .data_bytes = 0}};
-  std::vector<std::unique_ptr<FuseQueue>> queues;
-  std::vector<std::unique_ptr<FuseClient>> clients;
-  for (unsigned i = 1; i <= kQueues; ++i) {
-    queues.push_back(std::make_unique<FuseQueue>(
-        **front_end, i, FuseQueueOptions{.slots = 4, .data_bytes = 65536}));
-    clients.push_back(std::make_unique<FuseClient>(*queues.back(), urgent));
+// One driver thread for each of so many request queues.
+class ManyQueues : public ::testing::TestWithParam<unsigned> {
+ protected:
+  void SetUp() override {
+    if (geteuid() != 0) GTEST_SKIP() << "needs root";
+    if (DaemonProcess::kind_of(DaemonProcess::default_binary()) != DaemonKind::kOurs)
+      GTEST_SKIP() << "peers have one request queue";
+    tree_.write("file", "shared");
+    DaemonOptions options;
+    options.shared_directory = tree_.root();
+    auto daemon = DaemonProcess::start(options);
+    ASSERT_TRUE(daemon) << daemon.error().text();
+    daemon_ = std::move(*daemon);
+    FrontEndOptions vmm;
+    vmm.request_queues = GetParam();
+    vmm.ring.event_idx = true;
+    auto front_end = FrontEnd::adopt(daemon_->take_connection(), vmm);
+    ASSERT_TRUE(front_end) << front_end.error().text();
+    front_end_ = std::move(*front_end);
+    ASSERT_OK(front_end_->set_up());
+    // One urgent queue can't be shared by threads: FORGETs go where the other requests go.
+    for (unsigned i = 1; i <= GetParam(); ++i) {
+      queues_.push_back(std::make_unique<FuseQueue>(
+          *front_end_, i, FuseQueueOptions{.slots = 6, .data_bytes = 65536}));
+      clients_.push_back(std::make_unique<FuseClient>(*queues_.back(), *queues_.back()));
+    }
+    ASSERT_TRUE(clients_[0]->init());
   }
-  ASSERT_TRUE(clients[0]->init());
-  std::vector<std::thread> threads;
-  std::vector<int> failures(kQueues, 0);
-  for (unsigned i = 0; i < kQueues; ++i) {
-    threads.emplace_back([&, i] {
-      FuseClient& fuse = *clients[i];
-      const std::string mine = "file-" + std::to_string(i);
-      for (int round = 0; round < 50; ++round) {
-        const auto made = fuse.create(FuseClient::kRoot, mine, O_RDWR, 0600);
-        if (!made || !fuse.write(made->entry.nodeid, made->open.fh, 0, mine) ||
-            !fuse.release(made->entry.nodeid, made->open.fh) ||
-            !fuse.unlink(FuseClient::kRoot, mine) || !fuse.lookup(FuseClient::kRoot, "file"))
-          ++failures[i];
-      }
-    });
+  void TearDown() override {
+    for (unsigned i = 0; i < clients_.size(); ++i) {
+      for (const std::string& violation : clients_[i]->violations())
+        ADD_FAILURE() << "queue " << i + 1 << ": " << violation;
+    }
   }
-  for (std::thread& thread : threads) thread.join();
-  for (unsigned i = 0; i < kQueues; ++i) {
-    EXPECT_EQ(failures[i], 0) << "queue " << i + 1;
-    for (const std::string& violation : clients[i]->violations()) ADD_FAILURE() << violation;
+  // `work(client, index)` counts what went wrong; on every queue at once.
+  template <typename Work>
+  void on_every_queue(const Work& work) {
+    std::vector<std::thread> threads;
+    std::vector<int> failures(clients_.size(), 0);
+    for (unsigned i = 0; i < clients_.size(); ++i)
+      threads.emplace_back([&, i] { failures[i] = work(*clients_[i], i); });
+    for (std::thread& thread : threads) thread.join();
+    for (unsigned i = 0; i < clients_.size(); ++i) EXPECT_EQ(failures[i], 0) << "queue " << i + 1;
   }
+
+  TempTree tree_;
+  std::unique_ptr<DaemonProcess> daemon_;
+  std::unique_ptr<FrontEnd> front_end_;
+  std::vector<std::unique_ptr<FuseQueue>> queues_;
+  std::vector<std::unique_ptr<FuseClient>> clients_;
+};
+
+TEST_P(ManyQueues, EachIsServedByItself) {
+  on_every_queue([](FuseClient& fuse, unsigned index) {
+    int failures = 0;
+    const std::string mine = "file-" + std::to_string(index);
+    for (int round = 0; round < 50; ++round) {
+      const auto made = fuse.create(FuseClient::kRoot, mine, O_RDWR, 0600);
+      if (!made || !fuse.write(made->entry.nodeid, made->open.fh, 0, mine) ||
+          !fuse.release(made->entry.nodeid, made->open.fh) ||
+          !fuse.unlink(FuseClient::kRoot, mine) || !fuse.lookup(FuseClient::kRoot, "file"))
+        ++failures;
+    }
+    return failures;
+  });
 }
+
+// Names, nodes and handles come and go under all the others' hands; whatever
+// happens, an answer is one that the race allows and nothing is left over.
+TEST_P(ManyQueues, AllMayWorkOnTheSameFiles) {
+  on_every_queue([](FuseClient& fuse, unsigned index) {
+    std::mt19937_64 random(index + 1);
+    int failures = 0;
+    const auto allowed = [&](const auto& answer, std::initializer_list<int> errors) {
+      if (answer) return true;
+      failures += std::ranges::find(errors, answer.error().value()) == errors.end() ? 1 : 0;
+      return false;
+    };
+    for (int round = 0; round < 150; ++round) {
+      const std::string name = "n" + std::to_string(random() % 4);
+      const std::string other = "n" + std::to_string(random() % 4);
+      switch (random() % 5) {
+        case 0: {
+          const auto made = fuse.create(FuseClient::kRoot, name, O_RDWR, 0600);
+          if (!allowed(made, {EEXIST, ENOENT, EISDIR, ESTALE})) break;
+          allowed(fuse.write(made->entry.nodeid, made->open.fh, 0, name), {});
+          allowed(fuse.release(made->entry.nodeid, made->open.fh), {});
+          fuse.forget(made->entry.nodeid, 1);
+          break;
+        }
+        case 1:
+          allowed(fuse.unlink(FuseClient::kRoot, name), {ENOENT, EISDIR});
+          break;
+        case 2:
+          allowed(fuse.rename(FuseClient::kRoot, name, FuseClient::kRoot, other),
+                  {ENOENT, EISDIR, ENOTDIR, ENOTEMPTY});
+          break;
+        case 3: {
+          const auto found = fuse.lookup(FuseClient::kRoot, name);
+          if (!allowed(found, {ENOENT})) break;
+          allowed(fuse.getattr(found->nodeid), {ESTALE, ENOENT});
+          fuse.forget(found->nodeid, 1);
+          break;
+        }
+        default: {
+          const auto found = fuse.lookup(FuseClient::kRoot, "file");
+          if (!allowed(found, {})) break;
+          const auto open = fuse.open(found->nodeid, O_RDONLY);
+          if (allowed(open, {})) {
+            const auto read = fuse.read(found->nodeid, open->fh, 0, 100);
+            if (allowed(read, {}) && read->size() != 6) ++failures;
+            allowed(fuse.release(found->nodeid, open->fh), {});
+          }
+          fuse.forget(found->nodeid, 1);
+        }
+      }
+    }
+    return failures;
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Queues, ManyQueues, ::testing::Values(4U, 8U),
+                         ::testing::PrintToStringParamName());
 
 // ---- hostile split rings ----
 

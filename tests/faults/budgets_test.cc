@@ -122,6 +122,30 @@ TEST_F(Budget, LockOwnersAndRangesAreBounded) {
   EXPECT_DONE(fuse().release(file, handle));
 }
 
+// An open file and its inode take a descriptor each. However many the guest
+// opens, the VMM's messages still have theirs.
+TEST_F(Budget, OpenFilesLeaveDescriptorsForTheVmm) {
+  attack({"--rlimit-nofile=8192", "--inode-descriptors=1000"});
+  if (IsSkipped() || HasFatalFailure()) return;
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> opened;
+  for (int i = 0; i < 8192; ++i) {
+    tree().write("f" + std::to_string(i), "x");
+    const auto entry = fuse().lookup(kRoot, "f" + std::to_string(i));
+    if (!entry) break;
+    const auto open = fuse().open(entry->nodeid, O_RDONLY);
+    if (!open) break;
+    opened.emplace_back(entry->nodeid, open->fh);
+  }
+  EXPECT_GE(opened.size(), 2048U);
+  EXPECT_LT(opened.size(), 4096U);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_TRUE(vmm().stop_queue(2));
+    vmm().ring(2).reset();
+    ASSERT_OK(vmm().start_queue(2));
+  }
+  for (const auto& [node, handle] : opened) EXPECT_DONE(fuse().release(node, handle));
+}
+
 TEST_F(Budget, OpensFailWithAnErrnoAndLookupsGoOnWhenDescriptorsRunOut) {
   attack({"--rlimit-nofile=256"});
   if (IsSkipped() || HasFatalFailure()) return;

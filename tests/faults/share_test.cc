@@ -183,11 +183,11 @@ TEST_P(ShareRace, DirectoriesRemovedAndMadeAnew) {
   walk_while([play, out] {
     std::error_code ignored;
     fs::remove_all(play + "/other", ignored);
-    ::symlink(out.c_str(), (play + "/other").c_str());
+    (void)!::symlink(out.c_str(), (play + "/other").c_str());
     ::unlink((play + "/other").c_str());
     ::mkdir((play + "/other").c_str(), 0755);
     ::mkdir((play + "/other/sub").c_str(), 0755);
-    ::symlink((out + "/target").c_str(), (play + "/other/target").c_str());
+    (void)!::symlink((out + "/target").c_str(), (play + "/other/target").c_str());
     ::unlink((play + "/other/target").c_str());
     const int fd = ::open((play + "/other/target").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
     if (fd >= 0) ::close(fd);

@@ -206,6 +206,7 @@ class StartTest(unittest.TestCase):
             except ProcessLookupError:
                 pass
         tree.process.wait(10)
+        self.assert_all_gone(tree)  # the last of them lets the pid file go
         self.assertTrue(self.socket.exists())
         before = self.socket.stat().st_ctime_ns
         self.spawn(f"--socket-path={self.socket}", f"--shared-dir={self.share}")
