@@ -389,6 +389,9 @@ int main_function(int argc, char** argv) {
       plan.experiments.push_back(&experiment);
   }
 
+  // What a service manager gives a daemon, whatever this shell's limits are.
+  const rlimit many{.rlim_cur = 1'000'000, .rlim_max = 1'000'000};
+  setrlimit(RLIMIT_NOFILE, &many);
   // What experiments mount goes with this process, however it ends.
   if (unshare(CLONE_NEWNS) == 0) mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
   (void)processors();
