@@ -53,7 +53,7 @@ Result<fuse_entry_out> Passthrough::make(fuse::Call& call, Name name, std::uint3
     TRY(make_it(in, mode));
   }
   struct statx stx;
-  const InodeRef inode = TRY(inodes_->lookup(directory, name, 0, &stx));
+  const InodeRef inode = TRY(inodes_->made(directory, name, &stx));
   Owed owed{*inodes_, inode.id()};
   if (call.security) {
     const auto fd = inodes_->fd(inode);

@@ -538,6 +538,17 @@ struct InodeStore::State {
     return static_cast<bool>(stat_by_name(slot, kMinimalMask, &stx, Room::kAsThereIs));
   }
 
+  // The record of what `name` in the directory is, with one lookup more.
+  Result<std::uint32_t> insert(std::uint32_t directory, NodeId parent, Name name, UniqueFd fd,
+                               const Mount& mount, const struct statx& stx) {
+    const bool submount = mount.index != at(directory).mount;
+    const std::uint32_t slot =
+        TRY(find_or_insert(identity(stx, mount), parent, name, std::move(fd), submount));
+    note_name(slot, parent, name);
+    keep_budget();
+    return slot;
+  }
+
   static constexpr unsigned kMinimalMask = STATX_TYPE | STATX_INO | STATX_BTIME | STATX_MNT_ID;
 
   // A record's attributes by its name, verified to be the same file.
@@ -877,21 +888,20 @@ Result<InodeRef> InodeStore::lookup(const InodeRef& directory, Name name, int fl
     }
   }
 
-  UniqueFd fd;
-  if (!mount || !mount->by_birth || !settled(birth_of(*out))) {
-    fd = TRY(state.with_room([&] { return sys::open_path(in, name); }));
-    // What the descriptor says counts: the name may mean another file by now.
-    TRY(sys::statx(fd, sys::kStatxMask, out));
-    mount = state.known_mount(mount_key(*out));
-    if (!mount) mount = TRY(state.learn_mount(mount_key(*out), fd));
-  }
-  const bool submount = mount->index != state.at(directory.slot_).mount;
-  const std::uint32_t slot = TRY(
-      state.find_or_insert(State::identity(*out, *mount), parent, name, std::move(fd), submount));
-  InodeRef found{this, slot};
-  state.note_name(slot, parent, name);
-  state.keep_budget();
-  return found;
+  // What a descriptor says counts: the name may mean another file by now.
+  if (!mount || !mount->by_birth || !settled(birth_of(*out))) return made(directory, name, out);
+  return InodeRef{this, TRY(state.insert(directory.slot_, parent, name, UniqueFd{}, *mount, *out))};
+}
+
+Result<InodeRef> InodeStore::made(const InodeRef& directory, Name name, struct statx* out) {
+  State& state = *state_;
+  const FdRef in = TRY(state.path_fd(directory.slot_));
+  UniqueFd fd = TRY(state.with_room([&] { return sys::open_path(in, name); }));
+  TRY(sys::statx(fd, sys::kStatxMask, out));
+  std::optional<Mount> mount = state.known_mount(mount_key(*out));
+  if (!mount) mount = TRY(state.learn_mount(mount_key(*out), fd));
+  return InodeRef{this, TRY(state.insert(directory.slot_, directory.id(), name, std::move(fd), *mount,
+                                         *out))};
 }
 
 Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name> name, FdRef fd,

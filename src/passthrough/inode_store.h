@@ -105,6 +105,10 @@ class InodeStore {
   // `flags` goes to statx (AT_NO_AUTOMOUNT for readdirplus).
   Result<InodeRef> lookup(const InodeRef& directory, Name name, int flags, struct statx* out);
 
+  // As lookup, for a name that was made just now: a file so young needs a
+  // descriptor, so that is what is asked.
+  Result<InodeRef> made(const InodeRef& directory, Name name, struct statx* out);
+
   // As lookup for something this process just made or opened: `fd` is open on
   // it (any kind of descriptor, not kept). `name` is none for O_TMPFILE. Adds one lookup.
   Result<InodeRef> adopt(const InodeRef& directory, std::optional<Name> name, FdRef fd,
