@@ -38,7 +38,7 @@ Result<std::uint32_t> Blobs::add(std::span<const std::byte> bytes) {
   }
   std::byte* place = at(reference);
   place[0] = static_cast<std::byte>(bytes.size());
-  std::memcpy(place + 1, bytes.data(), bytes.size());
+  if (!bytes.empty()) std::memcpy(place + 1, bytes.data(), bytes.size());
   return reference;
 }
 
