@@ -269,7 +269,7 @@ const Row kTable[] = {
        return {};
      }},
     {"thread-pool-size", "", 0, Shape::kValue, "NUM",
-     "Threads per request queue at most (default 64); 0 and 1 mean one.",
+     "Requests of a queue that may be held up, a thread each (default 64); 0, 1: one thread.",
      [](Draft& draft, const Value& value) -> Problem {
        draft.options.thread_pool_size = TRY(number<std::uint32_t>(value.text, 0, 1024));
        return {};
