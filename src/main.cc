@@ -102,6 +102,7 @@ Result<int, Failure> serve(const cli::Options& options, std::uint64_t descriptor
   device_settings.num_request_queues = options.num_request_queues;
   device_settings.pool_size = options.thread_pool_size;
   device_settings.lock_waiters = kLockWaiters;
+  device_settings.in_order = options.in_order;
   device_settings.poll = std::chrono::microseconds(options.poll_us);
   device_settings.prepare_thread = [mode = options.sandbox.seccomp] {
     const auto restricted = sandbox::restrict_request_thread(mode);

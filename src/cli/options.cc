@@ -280,6 +280,12 @@ const Row kTable[] = {
        draft.options.poll_us = TRY(number<std::uint32_t>(value.text, 0, 10000));
        return {};
      }},
+    {"in-order", "", 0, Shape::kFlag, "",
+     "Offer VIRTIO_F_IN_ORDER: answers in the order of the requests, each after the slowest before it.",
+     [](Draft& draft, const Value&) -> Problem {
+       draft.options.in_order = true;
+       return {};
+     }},
     {"cache", "", 0, Shape::kValue, "MODE",
      "What the guest may cache: none (or never), metadata, auto (default), always.",
      set_cache},

@@ -30,7 +30,13 @@ void PrintTo(const Load& load, std::ostream* out) {
   *out << load.name;
 }
 
-class RingLoad : public DeviceFixture, public ::testing::WithParamInterface<Load> {};
+class RingLoad : public DeviceFixture, public ::testing::WithParamInterface<Load> {
+ protected:
+  static std::vector<std::string> daemon_options() {
+    if (!GetParam().ring.in_order) return {};
+    return {"--in-order"};
+  }
+};
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, RingLoad,
@@ -56,7 +62,18 @@ INSTANTIATE_TEST_SUITE_P(
                       Load{"PackedIndirect",
                            {.size = 16, .packed = true, .event_idx = true, .indirect = true},
                            ChainShape::kLinux,
-                           4096}),
+                           4096},
+                      Load{"SplitInOrder",
+                           {.size = 64, .event_idx = true, .indirect = true, .in_order = true},
+                           ChainShape::kLinux,
+                           4096},
+                      Load{"SplitInOrderDirect", {.size = 64, .in_order = true},
+                           ChainShape::kLinux,
+                           4096},
+                      Load{"PackedInOrder",
+                           {.size = 64, .packed = true, .event_idx = true, .in_order = true},
+                           ChainShape::kLinux,
+                           0}),
     [](const auto& load) { return std::string(load.param.name); });
 
 // Thousands of requests in flight together, each answer right: the ring wraps
@@ -64,7 +81,7 @@ INSTANTIATE_TEST_SUITE_P(
 TEST_P(RingLoad, CarriesManyRequestsAtOnce) {
   FrontEndOptions vmm_options;
   vmm_options.ring = GetParam().ring;
-  START({}, vmm_options, true,
+  START(daemon_options(), vmm_options, true,
         {.slots = 32,
          .data_bytes = 65536,
          .piece_bytes = GetParam().piece_bytes,
@@ -139,7 +156,8 @@ TEST_P(RingLoad, SurvivesStoppingAndStartingUnderLoad) {
   if (foreign()) GTEST_SKIP() << "QEMU's daemon reports a stale base";
   FrontEndOptions vmm_options;
   vmm_options.ring = GetParam().ring;
-  START({}, vmm_options, true, {.slots = 8, .data_bytes = 4096, .shape = GetParam().shape});
+  START(daemon_options(), vmm_options, true,
+        {.slots = 8, .data_bytes = 4096, .shape = GetParam().shape});
   EXPECT_DONE(fuse().getattr(kRoot));
   for (int round = 0; round < 20; ++round) {
     unsigned started = 0;
