@@ -900,8 +900,8 @@ Result<InodeRef> InodeStore::made(const InodeRef& directory, Name name, struct s
   TRY(sys::statx(fd, sys::kStatxMask, out));
   std::optional<Mount> mount = state.known_mount(mount_key(*out));
   if (!mount) mount = TRY(state.learn_mount(mount_key(*out), fd));
-  return InodeRef{this, TRY(state.insert(directory.slot_, directory.id(), name, std::move(fd), *mount,
-                                         *out))};
+  return InodeRef{
+      this, TRY(state.insert(directory.slot_, directory.id(), name, std::move(fd), *mount, *out))};
 }
 
 Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name> name, FdRef fd,
