@@ -322,7 +322,10 @@ void Crew::thread_main() {
       lead_wanted_ = false;
     }
     lead(hand);
+    // Only a leader keeps buffers: a guest can make every thread lead once, with
+    // the largest request there is.
     hand.chain_scratch.release();
+    hand.scratch = {};
   }
 }
 
