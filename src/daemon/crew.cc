@@ -21,9 +21,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Completions are published one by one and signalled together: when the ring
-// is empty, after this many, or after a request that moved this much data
-// (the driver has something to do meanwhile).
-constexpr std::uint32_t kSignalBatch = 16;
+// is empty, after so many, or after a request that moved this much data. The
+// first signal of a burst comes early, for a driver that sleeps until all its
+// requests are done hands out nothing meanwhile, and then this thread sleeps.
+// A driver that is awake asks for no signal, so most of them cost nothing.
+constexpr std::uint32_t kFirstBatch = 2;
+constexpr std::uint32_t kLargestBatch = 8;
 constexpr std::uint32_t kLargeRequest = 32U << 10;
 
 // Passing the lead costs two wake-ups, so it is only worth it where requests
@@ -334,6 +337,7 @@ void Crew::lead(Hand& hand) {
   lead_.store(state, std::memory_order_release);
   poll_window_ = settings_.poll;
   std::uint32_t unsignalled = 0;
+  std::uint32_t batch = kFirstBatch;
   virtio::Chain chain;
 
   while (!stopping_.load(std::memory_order_relaxed)) {
@@ -342,6 +346,7 @@ void Crew::lead(Hand& hand) {
       // Empty; or broken, and then only a reset makes it go on.
       queue_.signal();
       unsignalled = 0;
+      batch = kFirstBatch;
       if (popped && poll_for_work()) continue;
       // A sleeping thread must not keep a mapping of guest memory alive.
       hand.chain_scratch.memory.reset();
@@ -362,10 +367,10 @@ void Crew::lead(Hand& hand) {
       queue_.signal();
       return;
     }
-    if (++unsignalled >= kSignalBatch || written >= kLargeRequest ||
-        request_size >= kLargeRequest) {
+    if (++unsignalled >= batch || written >= kLargeRequest || request_size >= kLargeRequest) {
       queue_.signal();
       unsignalled = 0;
+      batch = std::min(batch * 2, kLargestBatch);
     }
   }
   queue_.signal();
