@@ -77,6 +77,10 @@ std::uint64_t resident_of(pid_t pid) {
   return number_after(slurp(proc(pid, "status")), "VmRSS:") * 1024;
 }
 
+unsigned threads_of(pid_t pid) {
+  return static_cast<unsigned>(number_after(slurp(proc(pid, "status")), "\nThreads:"));
+}
+
 std::chrono::microseconds cpu_of(pid_t pid) {
   const std::string stat = slurp(proc(pid, "stat"));
   const std::size_t end_of_name = stat.rfind(')');
@@ -248,6 +252,7 @@ ProcessUsage DaemonProcess::usage() const {
   std::vector<pid_t> tables;
   for (const pid_t pid : tree()) {
     ++sum.processes;
+    sum.threads += threads_of(pid);
     sum.resident_bytes += resident_of(pid);
     sum.cpu += cpu_of(pid);
     const bool shared = std::any_of(tables.begin(), tables.end(), [&](pid_t other) {

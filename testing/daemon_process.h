@@ -40,6 +40,7 @@ struct DaemonOptions {
 // descriptor table count its descriptors once.
 struct ProcessUsage {
   unsigned processes = 0;
+  unsigned threads = 0;
   std::uint64_t resident_bytes = 0;  // proportional (Pss) where the kernel tells, else Rss
   std::chrono::microseconds cpu{};
   std::uint64_t descriptors = 0;

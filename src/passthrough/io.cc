@@ -154,6 +154,13 @@ Result<> Passthrough::drop_capability_xattr(FdRef fd) const {
   return removed.error();
 }
 
+// Before data goes through a handle. One that isn't open for writing changes
+// nothing: the call itself says EBADF.
+Result<> Passthrough::drop_capability_xattr(const HandleRef& handle) const {
+  if ((handle.open_flags() & O_ACCMODE) == O_RDONLY) return {};
+  return drop_capability_xattr(handle.fd());
+}
+
 Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,
                                         std::uint32_t open_flags) {
   InodeRef inode = TRY(inodes_->pin(call.node));
@@ -232,7 +239,7 @@ Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs
   ScopedWithoutFsetid killing;
   if ((args.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0) TRY(killing.drop());
 
-  TRY(drop_capability_xattr(handle.fd()));
+  if (data.size() > 0) TRY(drop_capability_xattr(handle));
   std::size_t done = 0;
   while (done < data.size()) {
     auto put = sys::pwritev2(handle.fd(), data, done, args.offset + done, flags);
@@ -278,7 +285,7 @@ Result<> Passthrough::fsync(fuse::Call& call, HandleId id, bool data_only) {
 Result<> Passthrough::fallocate(fuse::Call& call, const fuse_fallocate_in& in) {
   const HandleRef handle = TRY(handles_.find(HandleId{in.fh}, HandleKind::kFile, call.node));
   if (in.offset > INT64_MAX || in.length > INT64_MAX) return Errno{EFBIG};
-  TRY(drop_capability_xattr(handle.fd()));
+  TRY(drop_capability_xattr(handle));
   call.scheduler.about_to_block();
   return sys::fallocate(handle.fd(), static_cast<int>(in.mode), in.offset, in.length);
 }
@@ -298,7 +305,7 @@ Result<std::uint64_t> Passthrough::copy_file_range(fuse::Call& call, const fuse:
   call.scheduler.about_to_block();
   const std::size_t length =
       static_cast<std::size_t>(std::min(args.length, std::uint64_t{INT64_MAX}));
-  TRY(drop_capability_xattr(to.fd()));
+  if (length > 0) TRY(drop_capability_xattr(to));
   return sys::copy_file_range(from.fd(), args.from_offset, to.fd(), args.to_offset, length);
 }
 

@@ -202,6 +202,7 @@ class Passthrough final : public fuse::FileSystem {
   Result<UniqueFd> open_regular(const InodeRef& inode, OpenPlan& plan) const;
   std::uint32_t file_open_flags(const fuse::Call& call, const OpenPlan& plan) const;
   Result<> drop_capability_xattr(FdRef fd) const;
+  Result<> drop_capability_xattr(const HandleRef& handle) const;
 
   // directories.cc
   template <typename Add>

@@ -14,21 +14,6 @@
 namespace virtiofsd::guest {
 namespace {
 
-unsigned threads_of(const DaemonProcess& daemon) {
-  unsigned threads = 0;
-  for (const pid_t pid : daemon.tree()) {
-    std::ifstream status("/proc/" + std::to_string(pid) + "/status");
-    std::string word;
-    while (status >> word) {
-      if (word != "Threads:") continue;
-      unsigned count = 0;
-      status >> count;
-      threads += count;
-    }
-  }
-  return threads;
-}
-
 class Budget : public FaultFixture {};
 
 TEST_F(Budget, HundredsOfLockWaitersAreBoundedAndAllEnd) {
@@ -61,7 +46,7 @@ TEST_F(Budget, HundredsOfLockWaitersAreBoundedAndAllEnd) {
   while (refused() < kWaiters - kAllowed && std::chrono::steady_clock::now() < deadline)
     ::usleep(1000);
   EXPECT_EQ(refused(), kWaiters - kAllowed);
-  EXPECT_LE(threads_of(daemon()), kAllowed + 40U);
+  EXPECT_LE(daemon().usage().threads, kAllowed + 40U);
   EXPECT_DONE(fuse().getattr(kRoot));
   fuse_file_lock unlock = lock;
   unlock.type = F_UNLCK;

@@ -217,6 +217,24 @@ TEST_F(RenamedCapability, GoesWithEveryWayToChangeAFile) {
   }
 }
 
+TEST_F(RenamedCapability, StaysWhenNothingChanges) {
+  tree().write("file", std::string(8192, 'x'));
+  const std::string path = tree().path("file");
+  if (::setxattr(path.c_str(), "user.probe", "1", 1, 0) != 0)
+    GTEST_SKIP() << "this file system has no user attributes";
+  const std::uint64_t file = node("file");
+  EXPECT_DONE(fuse().setxattr(file, "security.capability", "powers"));
+  const std::uint64_t reading = GET(fuse().open(file, O_RDONLY)).fh;
+  const std::uint64_t writing = GET(fuse().open(file, O_RDWR)).fh;
+  EXPECT_REFUSED(EBADF, fuse().write(file, reading, 0, "z"));
+  EXPECT_REFUSED(EBADF, fuse().fallocate(file, reading, 0, 16384));
+  EXPECT_REFUSED(EBADF, fuse().copy_file_range(file, writing, 0, file, reading, 4096, 1));
+  EXPECT_EQ(GET(fuse().write(file, writing, 0, "")), 0U);
+  EXPECT_EQ(GET(fuse().copy_file_range(file, reading, 0, file, writing, 4096, 0)), 0U);
+  EXPECT_GE(::getxattr(path.c_str(), "user.vm.security.capability", nullptr, 0), 0)
+      << std::strerror(errno);
+}
+
 // ---- requests longer than was agreed ----
 
 class LongRequest : public FaultFixture {

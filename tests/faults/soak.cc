@@ -40,21 +40,6 @@ struct Sample {
   unsigned threads = 0;
 };
 
-unsigned threads_of(const DaemonProcess& daemon) {
-  unsigned threads = 0;
-  for (const pid_t pid : daemon.tree()) {
-    std::ifstream status("/proc/" + std::to_string(pid) + "/status");
-    std::string word;
-    while (status >> word) {
-      if (word != "Threads:") continue;
-      unsigned count = 0;
-      status >> count;
-      threads += count;
-    }
-  }
-  return threads;
-}
-
 std::atomic<bool> stop{false};
 std::atomic<std::uint64_t> wrong{0};
 std::atomic<std::uint64_t> bytes_moved{0};
@@ -260,7 +245,7 @@ int run(double seconds) {
       ++restarts;
     }
     const ProcessUsage usage = daemon.usage();
-    samples.push_back({elapsed(), usage.resident_bytes, usage.descriptors, threads_of(daemon)});
+    samples.push_back({elapsed(), usage.resident_bytes, usage.descriptors, usage.threads});
     const Sample& now = samples.back();
     std::printf(
         "%7.1f s  %8.2f MiB  %5lu descriptors  %3u threads  %10lu requests  %8.1f GiB  %lu ring "
