@@ -46,8 +46,14 @@ struct Range {
 
 // `held` (sorted, disjoint) with `with` laid over it; F_UNLCK leaves a hole.
 std::vector<Range> laid_over(const std::vector<Range>& held, const Range& with) {
+  // Only what it overlaps changes, and the neighbours may join it.
+  auto first = std::ranges::lower_bound(held, with.start, {}, &Range::end);
+  auto last = std::ranges::upper_bound(first, held.end(), with.end, {}, &Range::start);
+  if (first != held.begin()) --first;
+  if (last != held.end()) ++last;
   std::vector<Range> result;
   result.reserve(held.size() + 2);
+  result.assign(held.begin(), first);
   const auto add = [&result](const Range& range) {
     if (!result.empty() && result.back().continued_by(range)) {
       result.back().end = range.end;
@@ -60,7 +66,7 @@ std::vector<Range> laid_over(const std::vector<Range>& held, const Range& with) 
     if (!placed) add(with);
     placed = true;
   };
-  for (const Range& range : held) {
+  for (const Range& range : std::ranges::subrange(first, last)) {
     if (range.start > with.end) place();
     if (!range.overlaps(with)) {
       add(range);
@@ -79,6 +85,7 @@ std::vector<Range> laid_over(const std::vector<Range>& held, const Range& with) 
     }
   }
   place();
+  result.insert(result.end(), last, held.end());
   return result;
 }
 
