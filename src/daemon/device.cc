@@ -226,8 +226,12 @@ Result<> Device::start_if_ready(std::uint32_t index) {
   if (!started) {
     constexpr std::uint32_t kLoudFailures = 20;
     if (++failed_starts_ <= kLoudFailures) {
-      log::warn("queue {} can't start: {}; the VMM's ring settings are wrong", index,
-                started.error().text());
+      log::warn(
+          "queue {} can't start: {}; the VMM's ring settings are wrong{}", index,
+          started.error().text(),
+          failed_starts_ == kLoudFailures ? " (the next times are logged at debug level)" : "");
+    } else {
+      log::debug("queue {} can't start: {}", index, started.error().text());
     }
   }
   return started;

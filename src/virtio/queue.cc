@@ -451,8 +451,8 @@ void Queue::fail(Errno error) {
   constexpr std::uint32_t kLoudFailures = 5;
   const std::uint32_t before = failures_.fetch_add(1, std::memory_order_relaxed);
   if (before < kLoudFailures) {
-    log::error("queue {}: its ring can't be served: {}; stopped until the driver resets it{}", index_,
-               error.text(),
+    log::error("queue {}: its ring can't be served: {}; stopped until the driver resets it{}",
+               index_, error.text(),
                before + 1 == kLoudFailures ? " (the next times are logged at debug level)" : "");
   } else {
     log::debug("queue {}: its ring can't be served: {}", index_, error.text());
