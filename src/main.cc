@@ -104,8 +104,9 @@ Result<int, Failure> serve(const cli::Options& options, std::uint64_t descriptor
   device_settings.lock_waiters = kLockWaiters;
   device_settings.in_order = options.in_order;
   device_settings.poll = std::chrono::microseconds(options.poll_us);
-  device_settings.prepare_thread = [mode = options.sandbox.seccomp] {
-    const auto restricted = sandbox::restrict_request_thread(mode);
+  const auto filter = TRY(sandbox::RequestFilter::make(options.sandbox.seccomp));
+  device_settings.prepare_thread = [&filter] {
+    const auto restricted = filter.apply();
     if (restricted) return;
     // A thread without its filter must not meet a guest.
     log::error("{}", restricted.error().text());

@@ -11,10 +11,11 @@
 //               Plan::map_ids           (user namespace only) while the child waits
 //   supervisor  Plan::enter             mounts, root, capabilities, landlock, seccomp
 //   worker      Plan::enter_worker      its own /proc/self/fd, the stricter seccomp filter
-//   a thread    restrict_request_thread one more filter for threads that only serve requests
+//   a thread    RequestFilter::apply    one more filter for threads that only serve requests
 // A failed step is a sentence and ends the start; no step is undone.
 #pragma once
 
+#include <linux/filter.h>
 #include <sys/types.h>
 
 #include <cstdint>
@@ -105,9 +106,18 @@ class Plan {
 };
 
 // For threads that serve requests and nothing else: no sockets, no new
-// threads, no namespaces. Stacks on the worker's filter; call first thing in
-// the thread, after its unshare(CLONE_FS).
-Result<void, Failure> restrict_request_thread(SeccompMode mode);
+// threads, no namespaces. Stacks on the worker's filter. Made once, for that
+// takes longer than making a thread does.
+class RequestFilter {
+ public:
+  // Nothing for SeccompMode::kNone.
+  static Result<RequestFilter, Failure> make(SeccompMode mode);
+  // First thing in the thread, after its unshare(CLONE_FS). Any thread.
+  Result<void, Failure> apply() const;
+
+ private:
+  std::vector<sock_filter> program_;  // empty: no filter
+};
 
 // Drops the supplementary groups the caller started us with, so that no file
 // is made with a group of theirs. (CVE-2022-0358) A user without the privilege keeps them.

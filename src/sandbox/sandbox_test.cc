@@ -179,7 +179,8 @@ TEST(SandboxSeccomp, RequestThreadsMayNotTouchSocketsOrMakeThreads) {
   const auto request = [](const std::function<void()>& act) {
     return exit_status([&] {
       if (!load_seccomp(Role::kWorker, SeccompMode::kKill)) return 1;
-      if (!restrict_request_thread(SeccompMode::kKill)) return 2;
+      const auto filter = RequestFilter::make(SeccompMode::kKill);
+      if (!filter || !filter->apply()) return 2;
       act();
       return kFine;
     });

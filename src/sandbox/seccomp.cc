@@ -2,17 +2,32 @@
 #include "sandbox/seccomp.h"
 
 #include <linux/fs.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <set>
 #include <span>
+#include <vector>
+
+#include "sys/fd.h"
+
+#if defined(__has_feature)
+#define SANITIZED __has_feature(address_sanitizer)
+#elif defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
 
 namespace virtiofsd::sandbox {
 namespace {
@@ -55,14 +70,6 @@ constexpr const char* kRequestCalls[] = {
     "tgkill", "tkill", "exit", "exit_group", "getpid", "gettid", "getppid", "getrandom", "rseq",
     "set_robust_list", "set_tid_address", "sched_getaffinity", "sysinfo", "uname",
 };
-
-#if defined(__has_feature)
-#define SANITIZED __has_feature(address_sanitizer)
-#elif defined(__SANITIZE_ADDRESS__)
-#define SANITIZED 1
-#else
-#define SANITIZED 0
-#endif
 
 constexpr const char* kWorkerCalls[] = {
     "accept4", "accept", "recvmsg", "recvfrom", "recvmmsg", "getsockopt", "setsockopt",
@@ -159,6 +166,23 @@ class Filter {
     return {};
   }
 
+  // The instructions that load() would give to the kernel.
+  Result<std::vector<sock_filter>, Failure> compile() {
+    const UniqueFd file{::memfd_create("seccomp", MFD_CLOEXEC)};
+    if (!file) note(-errno);
+    if (error_ == 0) note(seccomp_export_bpf(context_.get(), file.number()));
+    struct stat st {};
+    if (error_ == 0 && ::fstat(file.number(), &st) != 0) note(-errno);
+    std::vector<sock_filter> program(static_cast<std::size_t>(st.st_size) / sizeof(sock_filter));
+    const auto bytes = static_cast<ssize_t>(program.size() * sizeof(sock_filter));
+    if (error_ == 0 &&
+        ::pread(file.number(), program.data(), static_cast<std::size_t>(bytes), 0) != bytes) {
+      note(-EIO);
+    }
+    if (error_ != 0) return Failure{"can't compile the seccomp filter", Errno{error_}};
+    return program;
+  }
+
  private:
   void note(int result) {
     if (result < 0 && error_ == 0) error_ = -result;
@@ -202,10 +226,7 @@ void add_clone(Filter& filter, Role role) {
   }
 }
 
-}  // namespace
-
-Result<void, Failure> load_seccomp(Role role, SeccompMode mode) {
-  if (mode == SeccompMode::kNone) return {};
+Filter filter_of(Role role, SeccompMode mode) {
   Filter filter(action_of(mode));
   for (const unsigned long request : kIoctls) {
     filter.add(SCMP_ACT_ALLOW, "ioctl", {equals(1, request)});
@@ -224,11 +245,30 @@ Result<void, Failure> load_seccomp(Role role, SeccompMode mode) {
   if constexpr (SANITIZED != 0) filter.add(SCMP_ACT_ALLOW, "pipe2", {});
   for (const char* name : kNotHere) filter.refuse_politely(name);
   filter.deny_the_rest();
-  return filter.load();
+  return filter;
 }
 
-Result<void, Failure> restrict_request_thread(SeccompMode mode) {
-  return load_seccomp(Role::kRequest, mode);
+}  // namespace
+
+Result<void, Failure> load_seccomp(Role role, SeccompMode mode) {
+  if (mode == SeccompMode::kNone) return {};
+  return filter_of(role, mode).load();
+}
+
+Result<RequestFilter, Failure> RequestFilter::make(SeccompMode mode) {
+  RequestFilter made;
+  if (mode != SeccompMode::kNone) made.program_ = TRY(filter_of(Role::kRequest, mode).compile());
+  return made;
+}
+
+Result<void, Failure> RequestFilter::apply() const {
+  if (program_.empty()) return {};
+  // The kernel copies what it is shown.
+  sock_fprog program{.len = static_cast<unsigned short>(program_.size()),
+                     .filter = const_cast<sock_filter*>(program_.data())};
+  if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) != 0)
+    return Failure{"can't load a thread's seccomp filter", Errno::last()};
+  return {};
 }
 
 }  // namespace virtiofsd::sandbox
