@@ -102,6 +102,7 @@ class Plan {
   bool has_other_ids_ = false;  // more than our own id is mapped
   bool default_maps_ = false;   // the maps are our idea, not the operator's
   bool handles_work_ = false;
+  bool enclosed_ = false;  // no path leads out of the share and our own /proc
   bool landlocked_ = false;
 };
 

@@ -218,5 +218,43 @@ TEST(SandboxLandlock, KeepsFilesOutsideTheDirectoryShut) {
   EXPECT_EQ(status, kFine);
 }
 
+// Whatever keeps it shut: the mounts, the root or landlock.
+TEST(SandboxPlan, NothingOutsideTheShareCanBeNamed) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can have every mode";
+  for (const Mode mode : {Mode::kNamespace, Mode::kChroot, Mode::kNone}) {
+    const TempDir share;
+    const int status = exit_status([&] {
+      Settings settings;
+      settings.shared_dir = share.path();
+      settings.mode = mode;
+      settings.seccomp = SeccompMode::kNone;
+      auto plan = Plan::make(settings);
+      if (!plan || ::unshare(plan->clone_flags()) != 0) return 1;
+      // The first process of the new pid namespace.
+      return exit_status([&] {
+        if (!plan->enter()) return 2;
+        const auto entered = plan->enter_worker();
+        if (!entered) return 3;
+        if (mode != Mode::kNamespace && !entered->landlocked) return 77;
+        // The working directory was /proc, then the worker's own /proc/self/fd.
+        for (const char* path :
+             {"/etc/passwd", "/proc/version", "../../version", "../../sysrq-trigger",
+              "../../sys/kernel/core_pattern", "../../1/root/etc/passwd", "../../../etc/passwd",
+              "../../../../etc/passwd"}) {
+          if (::open(path, O_RDONLY | O_CLOEXEC) >= 0) {
+            ::fprintf(stderr, "%s is in reach\n", path);
+            return 4;
+          }
+        }
+        const int inside =
+            ::openat(entered->root.number(), "file", O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+        return inside < 0 ? 5 : ::unlinkat(entered->root.number(), "file", 0);
+      });
+    });
+    if (status == 77) GTEST_SKIP() << "this kernel has no landlock";
+    EXPECT_EQ(status, kFine) << static_cast<int>(mode);
+  }
+}
+
 }  // namespace
 }  // namespace virtiofsd::sandbox
