@@ -90,6 +90,7 @@ class Crew {
   void forget_kick();
   bool wait_for_work();
   bool poll_for_work();
+  bool spin();
   enum class Passed : std::uint8_t { kNo, kYes, kThreadMissing };
   Passed pass_lead(std::uint64_t state);
   bool give_lead_away(std::uint64_t state);
@@ -111,7 +112,10 @@ class Crew {
   std::atomic<bool> stopping_{false};
   bool running_ = false;  // session thread only
 
-  std::chrono::nanoseconds poll_window_{0};  // the leader's own
+  // The leader's own:
+  std::uint32_t vain_polls_ = 0;     // how many to leave out after the last one in vain
+  std::uint32_t polls_to_skip_ = 0;  // how many of those are left
+  std::uint32_t most_spinning_ = 0;  // threads of the process that may spin at once
   // How long requests that announce a block have been taking. Begins long, so
   // that the first ones are not waited for.
   std::atomic<std::uint32_t> block_ns_{1'000'000};

@@ -91,6 +91,7 @@ class CrewTest : public ::testing::Test {
     settings.pool_size = pool_size;
     settings.lock_waiters = lock_waiters;
     settings.prepare_thread = prepare_thread_;
+    settings.poll = poll_;
     crew_ = std::make_unique<Crew>(driver_.queue, dispatcher_, files_, watchdog_, settings);
     ASSERT_TRUE(crew_->start());
   }
@@ -136,6 +137,7 @@ class CrewTest : public ::testing::Test {
   Watchdog watchdog_;
   UniqueFd kick_;
   std::function<void()> prepare_thread_;
+  std::chrono::microseconds poll_{0};
   std::unique_ptr<Crew> crew_;
   std::uint16_t next_ = 0;
 };
@@ -252,6 +254,25 @@ TEST_F(CrewTest, CostsNoWakeUpsWhileNothingIsAsked) {
   ::getrusage(RUSAGE_SELF, &after);
   // Our own sleep is one of them.
   EXPECT_LE(after.ru_nvcsw - before.ru_nvcsw, 3);
+}
+
+// Each request comes long after the spin for it ended: of 40 spins of 5 ms each
+// only the first, third, sixth and so on, with ever longer gaps, are made.
+TEST_F(CrewTest, GivesUpPollingThatIsInVain) {
+  poll_ = 5ms;
+  start(64);
+  const auto cpu_time = [] {
+    timespec now{};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
+  };
+  const auto before = cpu_time();
+  for (int i = 0; i < 40; ++i) {
+    const auto number = ask(kQuick);
+    ASSERT_TRUE(soon([&] { return answered(number); }));
+    std::this_thread::sleep_for(8ms);
+  }
+  EXPECT_LT(cpu_time() - before, 100ms);
 }
 
 TEST_F(CrewTest, ABrokenRingEndsTheQueueAndNothingElse) {

@@ -217,7 +217,8 @@ Result<> Device::start_if_ready(std::uint32_t index) {
     settings.index = index;
     settings.pool_size = settings_.pool_size;
     settings.lock_waiters = std::min(settings_.lock_waiters, ring.size / kDescriptorsOfLock);
-    settings.poll = settings_.poll;
+    // Nobody waits for what comes through the high-priority queue.
+    if (index != 0) settings.poll = settings_.poll;
     settings.prepare_thread = settings_.prepare_thread;
     ring.crew = std::make_unique<Crew>(ring.queue, dispatcher_, file_system_, watchdog_, settings);
   }
