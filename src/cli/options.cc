@@ -275,7 +275,7 @@ const Row kTable[] = {
        return {};
      }},
     {"poll-us", "", 0, Shape::kValue, "USEC",
-     "Poll a queue for up to USEC microseconds before sleeping (default 50); 0: never.",
+     "Poll a queue for up to USEC microseconds before sleeping (default 100); 0: never.",
      [](Draft& draft, const Value& value) -> Problem {
        draft.options.poll_us = TRY(number<std::uint32_t>(value.text, 0, 10000));
        return {};

@@ -37,7 +37,7 @@ struct Options {
 
   std::uint16_t num_request_queues = 1;            // what the configuration space says, 1 to 64
   std::uint32_t thread_pool_size = 64;             // requests a queue has held up; 0 and 1: none
-  std::uint32_t poll_us = 50;                      // longest adaptive polling; 0: off
+  std::uint32_t poll_us = 100;                     // longest adaptive polling; 0: off
   bool in_order = false;                           // offer VIRTIO_F_IN_ORDER
   std::int64_t rlimit_nofile = -1;                 // -1: raise as far as sensible; 0: leave alone
   std::optional<std::uint32_t> inode_descriptors;  // none: from the limit in force

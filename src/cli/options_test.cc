@@ -38,7 +38,7 @@ TEST(Options, TakeTheManPagesExampleAsItStands) {
   EXPECT_EQ(options->socket.path, "/var/run/vm001-vhost-fs.sock");
   EXPECT_EQ(options->sandbox.shared_dir, "/var/lib/fs/vm001");
   EXPECT_EQ(options->thread_pool_size, 64U);
-  EXPECT_EQ(options->poll_us, 50U);
+  EXPECT_EQ(options->poll_us, 100U);
   EXPECT_EQ(options->cache, CacheMode::kAuto);
   EXPECT_TRUE(options->posix_lock);
   EXPECT_FALSE(options->flock);

@@ -34,9 +34,13 @@ constexpr std::uint32_t kLargeRequest = 32U << 10;
 // that say they may block do so for longer than this on average.
 constexpr std::uint32_t kLongBlockNs = 50'000;
 
-constexpr auto kWatchTick = std::chrono::microseconds(500);
-// Ticks without any request before the watchdog goes to sleep.
-constexpr int kWatchLinger = 100;
+// The watchdog looks rarely, for each look takes a processor from somebody,
+// until it finds a request stuck: then often, for as many ticks.
+constexpr auto kCalmTick = std::chrono::microseconds(2000);
+constexpr auto kAlertTick = std::chrono::microseconds(500);
+constexpr int kAlertTicks = 1000;
+// Ticks without any request before it goes to sleep.
+constexpr int kWatchLinger = 25;
 
 // A driver that doesn't kick has its ring looked at this often while it is quiet.
 constexpr int kPolledRingMs = 1;
@@ -505,6 +509,7 @@ bool Watchdog::all_wait_locked() const {
 
 void Watchdog::run() {
   int quiet = 0;
+  int alert = 0;
   bool threads_missing = false;
   Lock lock(mutex_);
   while (!leaving_) {
@@ -517,7 +522,8 @@ void Watchdog::run() {
       quiet = 0;
     }
     if (growing_.empty() || threads_missing)
-      (void)changed_.wait_until(mutex_, Clock::now() + kWatchTick);
+      (void)changed_.wait_until(mutex_, Clock::now() + (alert > 0 ? kAlertTick : kCalmTick));
+    if (alert > 0) --alert;
     woken_ = false;
     bool active = false;
     // Who gets none stays in the list: the lead is vacant until there is one.
@@ -527,6 +533,7 @@ void Watchdog::run() {
       if (now == watched.last) {
         if (Crew::is_serving(now)) {
           active = true;
+          alert = kAlertTicks;
           if (!watched.crew->depose(now)) growing_.push_back(watched.crew);
         }
         continue;

@@ -131,9 +131,10 @@ class Crew {
   bool leaving_ GUARDED_BY(mutex_) = false;      // the crew is being destroyed
 };
 
-// Looks at every busy crew each half millisecond and deposes leaders that are
-// stuck; makes the threads that crews need. Sleeps, without any timer, while the
-// device is idle. Its lock is taken before a crew's, never after.
+// Looks at every busy crew, each half millisecond while requests get stuck and
+// each two milliseconds else, and deposes leaders that are stuck; makes the threads that crews
+// need. Sleeps, without any timer, while the device is idle. Its lock is taken before a crew's,
+// never after.
 class Watchdog {
  public:
   Watchdog();
