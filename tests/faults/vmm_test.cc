@@ -215,7 +215,12 @@ TEST_F(TalkingVmm, KickDescriptorsOfEveryStrangeKind) {
     const int fds[] = {fd};
     for (const std::uint32_t what : {kSetVringKick, kSetVringCall, kSetVringErr}) {
       const std::uint64_t word = kAttacked;
-      (void)vmm().acknowledged(what, bytes_of(word), fds);
+      if (fd == vmm().socket().number()) {
+        // What the daemon writes there comes back to it, and it may read its own replies.
+        ASSERT_OK(send_message(vmm().socket(), what, 0, bytes_of(word), fds));
+      } else {
+        (void)vmm().acknowledged(what, bytes_of(word), fds);
+      }
       EXPECT_DONE(clients_[2]->getattr(kRoot));
     }
   }
