@@ -40,8 +40,10 @@ class ManPageTest(unittest.TestCase):
             self.skipTest("mandoc isn't installed")
         lint = subprocess.run(["mandoc", "-Tlint", "-W", "style", str(PAGE)],
                               capture_output=True, text=True)
-        self.assertEqual(lint.stdout, "")
-        self.assertEqual(lint.returncode, 0)
+        # Other packages' pages needn't be installed here.
+        found = [line for line in lint.stdout.splitlines()
+                 if "referenced manual not found" not in line]
+        self.assertEqual(found, [])
 
     def test_the_packaged_descriptor_names_the_device(self):
         descriptor = PAGE.parents[1] / "packaging" / "50-virtiofsd.json"
