@@ -48,6 +48,18 @@ def children(pid):
     return [int(word) for word in text.split()]
 
 
+def connect(client, path):
+    """Connects; the name is there a moment before somebody listens."""
+    def try_once():
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        return True
+    if not until(try_once):
+        raise AssertionError(f"nobody listens on {path}")
+
+
 def status_of(pid):
     lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
@@ -64,8 +76,16 @@ class Tree:
     def __init__(self, process):
         self.process = process
         self.launcher = process.pid
-        self.supervisor = (until(lambda: children(self.launcher)) or [0])[0]
-        self.worker = (until(lambda: children(self.supervisor)) or [0])[0]
+        self.supervisor = self._child_of(self.launcher)
+        self.worker = self._child_of(self.supervisor)
+
+    @staticmethod
+    def _child_of(pid):
+        found = until(lambda: children(pid))
+        # Never 0, which as a pid would mean our own process group.
+        if not found:
+            raise AssertionError(f"process {pid} has no child")
+        return found[0]
 
     def all(self):
         return [self.launcher, self.supervisor, self.worker]
@@ -229,7 +249,7 @@ class StartTest(unittest.TestCase):
             daemon = self.spawn(f"--fd={listening.fileno()}", f"--shared-dir={self.share}",
                                 pass_fds=[listening.fileno()])
             with socket.socket(socket.AF_UNIX) as client:
-                client.connect(str(self.socket))
+                connect(client, self.socket)
                 self.assertIn("client connected", self.read_until(daemon, "client connected"))
             self.assertEqual(daemon.wait(5), 0)
         ours, theirs = socket.socketpair()
@@ -264,7 +284,7 @@ class StartTest(unittest.TestCase):
             self.processes.append(daemon)
             self.assertIn(b"READY=1", manager.recv(1000))
             with socket.socket(socket.AF_UNIX) as client:
-                client.connect(str(self.socket))
+                connect(client, self.socket)
                 client.shutdown(socket.SHUT_RDWR)
             self.assertEqual(daemon.wait(10), 0)
 
@@ -291,7 +311,7 @@ class StartTest(unittest.TestCase):
                     tree = self.start()
                     client = socket.socket(socket.AF_UNIX)
                     if state == "serving":
-                        client.connect(str(self.socket))
+                        connect(client, self.socket)
                     if state == "stuck":
                         os.kill(tree.worker, signal.SIGSTOP)
                     if state == "supervisor stuck":
