@@ -2,7 +2,6 @@
 #include "daemon/crew.h"
 
 #include <fmt/format.h>
-#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
@@ -21,14 +20,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Completions are published one by one and signalled together: when the ring
-// is empty, after so many, or after a request that moved this much data. The
-// first signal of a burst comes early, for a driver that sleeps until all its
-// requests are done hands out nothing meanwhile, and then this thread sleeps.
-// A driver that is awake asks for no signal, so most of them cost nothing.
-constexpr std::uint32_t kFirstBatch = 2;
-constexpr std::uint32_t kLargestBatch = 8;
-constexpr std::uint32_t kLargeRequest = 32U << 10;
+// A parked thread keeps buffers up to this size: a guest can make every thread
+// serve the largest request there is.
+constexpr std::size_t kKeptBytes = 16U << 10;
 
 // Passing the lead costs two wake-ups, so it is only worth it where requests
 // that say they may block do so for longer than this on average.
@@ -65,22 +59,46 @@ void name_this_thread(const std::string& name) {
   ::prctl(PR_SET_NAME, name.c_str(), 0, 0, 0);
 }
 
-// Threads of this process that spin now. The drivers they wait for need a
-// processor each as well.
-std::atomic<std::uint32_t> spinning{0};
-
-std::uint32_t most_spinning() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  // Fails where there are more processors than fit.
-  if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0) return CPU_SETSIZE / 2;
-  return static_cast<std::uint32_t>(CPU_COUNT(&allowed)) / 2;
-}
-
 UniqueFd must(int fd) {
   CHECK(fd >= 0);
   return UniqueFd{fd};
 }
+
+// Completions are published one by one and signalled together: when the ring
+// is empty, after so many, or after a request that moved this much data. The
+// first signal of a burst comes early, for a driver that sleeps until all its
+// requests are done hands out nothing meanwhile, and then this thread sleeps.
+// A driver that is awake asks for no signal, so most of them cost nothing.
+class Signals {
+ public:
+  explicit Signals(virtio::Queue& queue) : queue_(queue) {}
+  ~Signals() { flush(); }
+  Signals(const Signals&) = delete;
+  Signals& operator=(const Signals&) = delete;
+
+  // A request that moved so many bytes is published.
+  void pushed(std::size_t bytes) {
+    if (++unsignalled_ < batch_ && bytes < kLargeRequest) return;
+    queue_.signal();
+    unsignalled_ = 0;
+    batch_ = std::min(batch_ * 2, kLargestBatch);
+  }
+  // The burst is over.
+  void flush() {
+    queue_.signal();
+    unsignalled_ = 0;
+    batch_ = kFirstBatch;
+  }
+
+ private:
+  static constexpr std::uint32_t kFirstBatch = 2;
+  static constexpr std::uint32_t kLargestBatch = 8;
+  static constexpr std::size_t kLargeRequest = 32U << 10;
+
+  virtio::Queue& queue_;
+  std::uint32_t unsignalled_ = 0;
+  std::uint32_t batch_ = kFirstBatch;
+};
 
 }  // namespace
 
@@ -93,12 +111,18 @@ class Crew::Hand final : public fuse::Scheduler {
   void begin(std::uint64_t state) {
     state_ = state;
     leads_ = true;
+    helps_ = false;
     announced_ = false;
   }
-  // The request is served. True when this thread still leads.
+  void begin_to_help() {
+    leads_ = false;
+    helps_ = true;
+    announced_ = false;
+  }
+  // The request is served. True when this thread still leads, or helps.
   bool end() {
     if (announced_) crew_.note_block(Clock::now() - announced_at_);
-    if (!leads_) return false;
+    if (!leads_) return helps_;
     std::uint64_t expected = state_;
     leads_ = crew_.lead_.compare_exchange_strong(expected, (state_ & ~kPhaseMask) | kRing,
                                                  std::memory_order_acq_rel);
@@ -106,12 +130,12 @@ class Crew::Hand final : public fuse::Scheduler {
   }
 
   void about_to_block() override {
-    if (!leads_ || crew_.settings_.pool_size <= 1) return;
+    if ((!leads_ && !helps_) || crew_.settings_.pool_size <= 1) return;
     if (!announced_) {
       announced_ = true;
       announced_at_ = Clock::now();
     }
-    if (crew_.blocks_are_long()) leads_ = !crew_.give_lead_away(state_);
+    if (crew_.blocks_are_long()) give_place_away();
   }
 
   Result<> about_to_wait_for_lock() override {
@@ -120,7 +144,7 @@ class Crew::Hand final : public fuse::Scheduler {
       if (crew_.waiting_for_locks_ >= crew_.settings_.lock_waiters) return Errno{ENOLCK};
       ++crew_.waiting_for_locks_;
     }
-    if (leads_) leads_ = !crew_.give_lead_away(state_);
+    give_place_away();
     return {};
   }
 
@@ -131,13 +155,34 @@ class Crew::Hand final : public fuse::Scheduler {
 
   bool stopping() const override { return crew_.stopping_.load(std::memory_order_acquire); }
 
+  // Before a long sleep: guest memory stays mapped no longer than it is used.
+  void rest() {
+    chain_scratch.memory.reset();
+    if (buffer_bytes() <= kKeptBytes) return;
+    chain_scratch.release();
+    scratch = {};
+  }
+
   virtio::ChainScratch chain_scratch;
   fuse::Scratch scratch;
 
  private:
+  void give_place_away() {
+    if (leads_) leads_ = !crew_.give_lead_away(state_);
+    if (std::exchange(helps_, false)) crew_.stop_helping();
+  }
+  std::size_t buffer_bytes() const {
+    return (chain_scratch.readable.capacity() + chain_scratch.writable.capacity() +
+            chain_scratch.table.capacity()) *
+               sizeof(iovec) +
+           chain_scratch.writable_ranges.capacity() * sizeof(virtio::GuestRange) +
+           scratch.request.capacity() + scratch.reply.capacity();
+  }
+
   Crew& crew_;
   std::uint64_t state_ = 0;
   bool leads_ = false;
+  bool helps_ = false;
   bool announced_ = false;  // this request said that it may block, then:
   Clock::time_point announced_at_;
 };
@@ -145,11 +190,12 @@ class Crew::Hand final : public fuse::Scheduler {
 // ---- Crew ---------------------------------------------------------------------
 
 Crew::Crew(virtio::Queue& queue, fuse::Dispatcher& dispatcher, fuse::FileSystem& file_system,
-           Watchdog& watchdog, const Settings& settings)
+           Watchdog& watchdog, Processors& processors, const Settings& settings)
     : queue_(queue),
       dispatcher_(dispatcher),
       file_system_(file_system),
       watchdog_(watchdog),
+      processors_(processors),
       settings_(settings),
       epoll_(must(::epoll_create1(EPOLL_CLOEXEC))),
       stop_event_(must(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))) {
@@ -236,6 +282,7 @@ void Crew::stop() {
   {
     Lock lock(mutex_);
     lead_wanted_ = false;
+    if (std::exchange(help_wanted_, false)) stop_helping();
   }
   watchdog_.unwatch(this);
   {
@@ -336,38 +383,96 @@ void Crew::thread_main() {
   if (settings_.prepare_thread) settings_.prepare_thread();
   Hand hand(*this);
   for (;;) {
+    bool leads = false;
     {
       Lock lock(mutex_);
       ++idle_;
       if (stopping_.load(std::memory_order_relaxed)) changed_.notify_all();
-      while (!leaving_ && !lead_wanted_) changed_.wait(mutex_);
+      while (!leaving_ && !lead_wanted_ && !help_wanted_) changed_.wait(mutex_);
       --idle_;
       if (leaving_) return;
-      lead_wanted_ = false;
+      leads = std::exchange(lead_wanted_, false);
+      if (!leads) help_wanted_ = false;
     }
-    lead(hand);
-    // Only a leader keeps buffers: a guest can make every thread lead once, with
-    // the largest request there is.
-    hand.chain_scratch.release();
-    hand.scratch = {};
+    processors_.begin_work();
+    if (leads) {
+      lead(hand);
+    } else {
+      help(hand);
+    }
+    processors_.end_work();
+    hand.rest();
   }
+}
+
+// The leader's, before each request: calls a helper or sends it away.
+void Crew::consider_help(const virtio::Chain& chain) {
+  if (help_policy_.begin_request(chain.behind))
+    help_policy_.note_progress(chain.sequence, Clock::now());
+  const bool helped = helpers_.load(std::memory_order_relaxed) != 0;
+  if (helped) {
+    if (!help_policy_.may_be_helped()) dismissed_.store(true, std::memory_order_relaxed);
+  } else if (help_policy_.wants_help(chain.behind)) {
+    call_helper();
+  }
+}
+
+// May be in vain: nobody is free, or there is no processor for it.
+void Crew::call_helper() {
+  if (settings_.pool_size <= 1 || !processors_.one_is_free()) return;
+  bool comes = false;
+  {
+    Lock lock(mutex_);
+    if (stopping_.load(std::memory_order_relaxed) || lead_wanted_) return;
+    comes = idle_ != 0;
+    if (comes) {
+      help_wanted_ = true;
+      dismissed_.store(false, std::memory_order_relaxed);
+      helpers_.store(1, std::memory_order_relaxed);
+    } else {
+      // The thread asked for here parks; the next call wakes it.
+      if (adding_ != 0 || !can_add_thread_locked()) return;
+      ++adding_;
+    }
+  }
+  if (comes) {
+    changed_.notify_one();
+  } else {
+    watchdog_.grow(this);
+  }
+}
+
+void Crew::help(Hand& hand) {
+  Signals signals(queue_);
+  virtio::Chain chain;
+  while (!stopping_.load(std::memory_order_relaxed) &&
+         !dismissed_.load(std::memory_order_relaxed)) {
+    const Result<bool> popped = queue_.pop(hand.chain_scratch, chain);
+    if (!popped || !*popped) break;
+    hand.begin_to_help();
+    const std::size_t request_size = chain.readable.size();
+    const std::uint32_t written =
+        dispatcher_.serve(chain.readable, chain.writable, chain.faulted, hand, hand.scratch);
+    const bool still_helps = hand.end();
+    queue_.push(chain, written);
+    if (!still_helps) return;
+    signals.pushed(std::max<std::size_t>(request_size, written));
+  }
+  stop_helping();
 }
 
 void Crew::lead(Hand& hand) {
   std::uint64_t state = (lead_.load(std::memory_order_relaxed) & ~kPhaseMask) | kRing;
   lead_.store(state, std::memory_order_release);
-  most_spinning_ = most_spinning();
-  std::uint32_t unsignalled = 0;
-  std::uint32_t batch = kFirstBatch;
+  processors_.look_again();
+  Signals signals(queue_);
   virtio::Chain chain;
 
   while (!stopping_.load(std::memory_order_relaxed)) {
     const Result<bool> popped = queue_.pop(hand.chain_scratch, chain);
     if (!popped || !*popped) {
       // Empty; or broken, and then only a reset makes it go on.
-      queue_.signal();
-      unsignalled = 0;
-      batch = kFirstBatch;
+      signals.flush();
       if (popped && poll_for_work()) continue;
       // A sleeping thread must not keep a mapping of guest memory alive.
       hand.chain_scratch.memory.reset();
@@ -375,6 +480,7 @@ void Crew::lead(Hand& hand) {
       continue;
     }
 
+    consider_help(chain);
     state += kStep;
     const std::uint64_t serving = (state & ~kPhaseMask) | kServing;
     hand.begin(serving);
@@ -384,17 +490,10 @@ void Crew::lead(Hand& hand) {
         dispatcher_.serve(chain.readable, chain.writable, chain.faulted, hand, hand.scratch);
     const bool still_leads = hand.end();
     queue_.push(chain, written);
-    if (!still_leads) {
-      queue_.signal();
-      return;
-    }
-    if (++unsignalled >= batch || written >= kLargeRequest || request_size >= kLargeRequest) {
-      queue_.signal();
-      unsignalled = 0;
-      batch = std::min(batch * 2, kLargestBatch);
-    }
+    if (!still_leads) return;
+    signals.pushed(std::max<std::size_t>(request_size, written));
   }
-  queue_.signal();
+  signals.flush();
   lead_.store((state & ~kPhaseMask) | kVacant, std::memory_order_release);
 }
 
@@ -407,15 +506,15 @@ bool Crew::poll_for_work() {
     --polls_to_skip_;
     return false;
   }
-  const bool may_spin = spinning.fetch_add(1, std::memory_order_relaxed) < most_spinning_;
-  const bool found = may_spin && spin();
-  spinning.fetch_sub(1, std::memory_order_relaxed);
+  if (!processors_.may_spin()) return false;
+  const bool found = spin();
+  processors_.spun();
   if (found) {
     vain_polls_ = 0;
-  } else if (may_spin) {
+  } else {
     vain_polls_ = std::min(vain_polls_ * 2 + 1, kMostPollsSkipped);
     polls_to_skip_ = vain_polls_;
-    most_spinning_ = most_spinning();  // we may have been moved
+    processors_.look_again();
   }
   return found;
 }
@@ -439,6 +538,8 @@ bool Crew::wait_for_work() {
   }
   const std::uint64_t steps = lead_.load(std::memory_order_relaxed) & ~kPhaseMask;
   lead_.store(steps | kWaiting, std::memory_order_release);
+  processors_.end_work();
+  const Clock::time_point begun = Clock::now();
   for (;;) {
     epoll_event events[2];
     const int count = ::epoll_wait(epoll_.number(), events, 2, kick_ ? -1 : kPolledRingMs);
@@ -446,6 +547,8 @@ bool Crew::wait_for_work() {
       CHECK(errno == EINTR);
       continue;
     }
+    processors_.begin_work();
+    help_policy_.slept(Clock::now() - begun);
     if (stopping_.load(std::memory_order_acquire)) return false;
     std::uint64_t nudges = 0;
     if (events[0].data.u64 == kStop || (count == 2 && events[1].data.u64 == kStop))

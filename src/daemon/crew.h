@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
 // The threads that serve one queue, all running the same loop: pop, serve,
-// push. One of them leads: it alone takes requests from the ring, and runs
-// each itself. The others are parked and cost nothing.
+// push. One of them leads: it takes requests from the ring, runs each itself,
+// and sleeps until a kick when there are none. The others are parked and cost nothing.
+//
+// When more requests wait than the leader will get to soon, and a processor is
+// free, it calls one of the others to help: that one takes requests too, until
+// the ring is empty. HelpPolicy tells whether that pays.
 //
 // The lead passes on only when a request blocks: before, when the operation
 // says that it is about to and such operations have been slow lately; or after the fact, when the
@@ -24,6 +28,8 @@
 #include <vector>
 
 #include "base/sync.h"
+#include "daemon/help_policy.h"
+#include "daemon/processors.h"
 #include "fuse/dispatcher.h"
 #include "sys/fd.h"
 #include "virtio/queue.h"
@@ -43,7 +49,7 @@ class Crew {
   };
 
   Crew(virtio::Queue& queue, fuse::Dispatcher& dispatcher, fuse::FileSystem& file_system,
-       Watchdog& watchdog, const Settings& settings);
+       Watchdog& watchdog, Processors& processors, const Settings& settings);
   ~Crew();
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
@@ -87,6 +93,10 @@ class Crew {
 
   void thread_main();
   void lead(Hand& hand);
+  void help(Hand& hand);
+  void consider_help(const virtio::Chain& chain);
+  void call_helper();
+  void stop_helping() { helpers_.fetch_sub(1, std::memory_order_release); }
   void forget_kick();
   bool wait_for_work();
   bool poll_for_work();
@@ -102,6 +112,7 @@ class Crew {
   fuse::Dispatcher& dispatcher_;
   fuse::FileSystem& file_system_;
   Watchdog& watchdog_;
+  Processors& processors_;
   const Settings settings_;
   std::shared_ptr<const UniqueFd> kick_;  // what the epoll set waits on; none: the driver is polled
   bool kick_queues_bytes_ = false;        // a pipe or socket, which fills up unless it is read
@@ -110,12 +121,14 @@ class Crew {
 
   std::atomic<std::uint64_t> lead_{kVacant};
   std::atomic<bool> stopping_{false};
-  bool running_ = false;  // session thread only
+  std::atomic<std::uint32_t> helpers_{0};  // threads called to help and not done with it: 0 or 1
+  std::atomic<bool> dismissed_{false};     // the helper is to go before the ring is empty
+  bool running_ = false;                   // session thread only
 
   // The leader's own:
   std::uint32_t vain_polls_ = 0;     // how many to leave out after the last one in vain
   std::uint32_t polls_to_skip_ = 0;  // how many of those are left
-  std::uint32_t most_spinning_ = 0;  // threads of the process that may spin at once
+  HelpPolicy help_policy_;
   // How long requests that announce a block have been taking. Begins long, so
   // that the first ones are not waited for.
   std::atomic<std::uint32_t> block_ns_{1'000'000};
@@ -128,13 +141,14 @@ class Crew {
   std::uint32_t adding_ GUARDED_BY(mutex_) = 0;  // threads asked for and not made yet
   std::uint32_t waiting_for_locks_ GUARDED_BY(mutex_) = 0;
   bool lead_wanted_ GUARDED_BY(mutex_) = false;  // an idle thread should lead
+  bool help_wanted_ GUARDED_BY(mutex_) = false;  // an idle thread should help
   bool leaving_ GUARDED_BY(mutex_) = false;      // the crew is being destroyed
 };
 
 // Looks at every busy crew, each half millisecond while requests get stuck and
-// each two milliseconds else, and deposes leaders that are stuck; makes the threads that crews
-// need. Sleeps, without any timer, while the device is idle. Its lock is taken before a crew's,
-// never after.
+// each two milliseconds else, and deposes leaders that are stuck; makes the
+// threads that crews need. Sleeps, without any timer, while the device is idle.
+// Its lock is taken before a crew's, never after.
 class Watchdog {
  public:
   Watchdog();

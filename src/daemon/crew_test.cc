@@ -25,10 +25,17 @@ constexpr std::uint64_t kQuick = 1;
 constexpr std::uint64_t kBlocks = 2;
 constexpr std::uint64_t kAnnounces = 3;
 constexpr std::uint64_t kWaitsForLock = 4;
+// Keeps a processor busy for so long.
+constexpr std::uint64_t kBusy = 5;
+constexpr auto kBusyTime = 100us;
 
 class GatedFileSystem final : public fuse::FileSystem {
  public:
   Result<fuse_attr_out> getattr(fuse::Call& call, std::optional<HandleId>) override {
+    if (call.node.value == kBusy) {
+      be_busy();
+      return fuse_attr_out{};
+    }
     if (call.node.value == kAnnounces) call.scheduler.about_to_block();
     if (call.node.value == kWaitsForLock) {
       TRY(call.scheduler.about_to_wait_for_lock());
@@ -53,6 +60,8 @@ class GatedFileSystem final : public fuse::FileSystem {
     Lock lock(mutex_);
     return waiting_;
   }
+  // The most threads that were busy at once.
+  std::uint32_t most_busy() const { return most_busy_; }
 
  private:
   void wait(const fuse::Scheduler& scheduler) {
@@ -62,6 +71,19 @@ class GatedFileSystem final : public fuse::FileSystem {
     --waiting_;
   }
 
+  void be_busy() {
+    const std::uint32_t busy = ++busy_;
+    std::uint32_t most = most_busy_;
+    while (busy > most && !most_busy_.compare_exchange_weak(most, busy)) {
+    }
+    const auto end = Clock::now() + kBusyTime;
+    while (Clock::now() < end) {
+    }
+    --busy_;
+  }
+
+  std::atomic<std::uint32_t> busy_{0};
+  std::atomic<std::uint32_t> most_busy_{0};
   Mutex mutex_;
   Condition changed_;
   bool open_ GUARDED_BY(mutex_) = false;
@@ -92,7 +114,8 @@ class CrewTest : public ::testing::Test {
     settings.lock_waiters = lock_waiters;
     settings.prepare_thread = prepare_thread_;
     settings.poll = poll_;
-    crew_ = std::make_unique<Crew>(driver_.queue, dispatcher_, files_, watchdog_, settings);
+    crew_ = std::make_unique<Crew>(driver_.queue, dispatcher_, files_, watchdog_, processors_,
+                                   settings);
     ASSERT_TRUE(crew_->start());
   }
 
@@ -135,6 +158,7 @@ class CrewTest : public ::testing::Test {
   fuse::Dispatcher dispatcher_{files_, {}};
   virtio::SplitDriver driver_{kRing};
   Watchdog watchdog_;
+  Processors processors_;
   UniqueFd kick_;
   std::function<void()> prepare_thread_;
   std::chrono::microseconds poll_{0};
@@ -273,6 +297,79 @@ TEST_F(CrewTest, GivesUpPollingThatIsInVain) {
     std::this_thread::sleep_for(8ms);
   }
   EXPECT_LT(cpu_time() - before, 100ms);
+}
+
+// ---- Help ---------------------------------------------------------------------
+
+class CrewHelp : public CrewTest {
+ protected:
+  void SetUp() override {
+    if (processors_.count() < 2) GTEST_SKIP() << "one processor: nobody is called";
+  }
+  // A deep queue: as many as the ring takes.
+  static constexpr std::uint16_t kMany = 500;
+
+  // Makes the queue deep, again where it was before.
+  void ask_many() {
+    for (std::uint16_t number = 0; number < next_; ++number) {
+      driver_.memory.store(virtio::TestDriver::kBuffers + number * 1024ULL + 512,
+                           fuse_out_header{});
+    }
+    next_ = 0;
+    for (int i = 0; i < kMany; ++i) ask(kBusy);
+  }
+  bool all_answered() {
+    for (std::uint16_t number = 0; number < kMany; ++number) {
+      if (!answered(number)) return false;
+    }
+    return true;
+  }
+};
+
+TEST_F(CrewHelp, ComesWhenMuchWaits) {
+  start(64);
+  // Each round is 50 ms of work; where nothing else runs the first will do.
+  const auto deadline = Clock::now() + 5s;
+  while (files_.most_busy() < 2 && Clock::now() < deadline) {
+    ask_many();
+    ASSERT_TRUE(soon([&] { return all_answered(); }));
+  }
+  // A leader that got no processor for long is replaced: then it may be more.
+  EXPECT_GE(files_.most_busy(), 2U);
+}
+
+TEST_F(CrewHelp, DoesNotComeWhereThePoolIsOneThread) {
+  start(1);
+  ask_many();
+  EXPECT_TRUE(soon([&] { return all_answered(); }));
+  EXPECT_EQ(files_.most_busy(), 1U);
+}
+
+TEST_F(CrewHelp, ThatGetsStuckDelaysNobody) {
+  for (int i = 0; i < kMany; ++i) ask(i % 50 == 49 ? kBlocks : kBusy);
+  start(64);
+  const auto all_but_the_stuck = [&] {
+    for (std::uint16_t number = 0; number < kMany; ++number) {
+      if (number % 50 != 49 && !answered(number)) return false;
+    }
+    return true;
+  };
+  EXPECT_TRUE(soon(all_but_the_stuck));
+  EXPECT_EQ(files_.waiting(), kMany / 50U);
+}
+
+TEST_F(CrewHelp, EndsWithTheCrew) {
+  start(64);
+  ask_many();
+  // Help comes after some ten milliseconds of fifty.
+  (void)soon([&] { return files_.most_busy() >= 2 || all_answered(); });
+  crew_->stop();
+  EXPECT_EQ(driver_.queue.in_flight(), 0U);
+  const std::uint32_t taken = driver_.queue.stop();
+  // What was taken is answered, the rest is not.
+  for (std::uint16_t number = 0; number < kMany; ++number) {
+    EXPECT_EQ(answered(number), number < taken) << number;
+  }
 }
 
 TEST_F(CrewTest, ABrokenRingEndsTheQueueAndNothingElse) {

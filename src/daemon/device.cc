@@ -220,7 +220,8 @@ Result<> Device::start_if_ready(std::uint32_t index) {
     // Nobody waits for what comes through the high-priority queue.
     if (index != 0) settings.poll = settings_.poll;
     settings.prepare_thread = settings_.prepare_thread;
-    ring.crew = std::make_unique<Crew>(ring.queue, dispatcher_, file_system_, watchdog_, settings);
+    ring.crew = std::make_unique<Crew>(ring.queue, dispatcher_, file_system_, watchdog_,
+                                       processors_, settings);
   }
   if (ring.crew->running()) return {};
   const Result<> started = ring.crew->start();

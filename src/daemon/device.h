@@ -94,6 +94,7 @@ class Device final : public vhost_user::Backend {
   fuse::Dispatcher& dispatcher_;
   const Settings settings_;
   Watchdog watchdog_;
+  Processors processors_;
   std::vector<std::unique_ptr<Ring>> rings_;
   std::shared_ptr<const GuestMemory> memory_;
   std::uint64_t features_ = 0;

@@ -47,6 +47,8 @@ struct Chain {
   std::uint16_t id = 0;                // what the driver knows it by
   std::uint16_t descriptor_count = 0;  // ring slots it takes: packed rings only
   std::uint32_t sequence = 0;          // its place in the order of pops
+  // So many more are available behind it at least, as far as was looked: a hint.
+  std::uint32_t behind = 0;
   // A buffer lay in no region. The pieces before it are here: an error for
   // this request, not for the ring.
   bool faulted = false;

@@ -72,7 +72,21 @@ Result<bool> PackedRing::pop(const GuestMemory& guest, ChainScratch& scratch, Ch
   chain.descriptor_count = static_cast<std::uint16_t>(count);
   available_.advance(count, size_);
   in_flight_slots_ += count;
+  chain.behind = behind();
   return true;
+}
+
+// Nothing counts chains, and looking at each slot would cost. So two looks tell
+// whether there are many or some, if each takes a slot, as with indirect tables.
+std::uint32_t PackedRing::behind() const {
+  for (const std::uint32_t distance : {32U, 8U}) {
+    if (size_ < distance) continue;
+    PackedPosition last = available_;
+    last.advance(distance - 1, size_);
+    if (is_available(load_relaxed(memory_.descriptors[last.slot].flags), last.wrap))
+      return distance;
+  }
+  return 0;
 }
 
 Result<> PackedRing::walk_table(const PackedDescriptor& descriptor, ChainBuilder& builder) const {

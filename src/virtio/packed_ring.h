@@ -91,6 +91,7 @@ class PackedRing {
   static bool is_marked_used(std::uint16_t flags);
 
  private:
+  std::uint32_t behind() const;
   Result<> walk_table(const PackedDescriptor& descriptor, ChainBuilder& builder) const;
 
   Memory memory_;

@@ -47,6 +47,25 @@ TEST(PackedRing, SeesNothingUntilTheHeadIsAvailable) {
   driver.queue.push(driver.chain, 0);
 }
 
+TEST(PackedRing, TellsRoughlyHowManyAreBehind) {
+  PackedDriver driver{40};
+  // The second round starts in the middle, so that looking ahead wraps.
+  for (int round = 0; round < 2; ++round) {
+    for (std::uint16_t id = 0; id < 33; ++id) driver.submit(id, {{kA, 1}});
+    for (int popped = 1; popped <= 33; ++popped) {
+      ASSERT_EQ(driver.pop(), "chain");
+      const std::uint32_t left = 33 - popped;
+      EXPECT_EQ(driver.chain.behind, left >= 32 ? 32U : left >= 8 ? 8U : 0U) << left;
+      driver.queue.push(driver.chain, 0);
+    }
+  }
+  PackedDriver small{3};
+  small.submit(0, {{kA, 1}});
+  ASSERT_EQ(small.pop(), "chain");
+  EXPECT_EQ(small.chain.behind, 0U);
+  small.queue.push(small.chain, 0);
+}
+
 TEST(PackedRing, GivesBackInAnyOrderAndWrapsAtAnySize) {
   // Two chains of two slots in rings of 4 to 7: heads and chains that wrap everywhere.
   for (std::uint32_t size = 4; size <= 7; ++size) {

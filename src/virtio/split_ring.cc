@@ -59,6 +59,7 @@ Result<bool> SplitRing::pop(const GuestMemory& guest, ChainScratch& scratch, Cha
   chain.id = head;
   chain.descriptor_count = 1;
   ++next_available_;
+  chain.behind = static_cast<std::uint16_t>(seen_available_ - next_available_);
   return true;
 }
 

@@ -62,6 +62,23 @@ TEST(SplitRing, KeepsGoingWhenItsIndicesWrap) {
   }
 }
 
+TEST(SplitRing, TellsHowManyAreBehindAsFarAsItLooked) {
+  SplitDriver driver{8, 0, 65534};
+  for (std::uint16_t id = 0; id < 4; ++id) driver.submit(id, {{kA, 1}});
+  for (std::uint32_t left = 3; left > 0; --left) {
+    ASSERT_EQ(driver.pop(), "chain");
+    EXPECT_EQ(driver.chain.behind, left);
+    driver.queue.push(driver.chain, 0);
+    // Not looked for before those are taken.
+    if (left == 2) driver.submit(4, {{kA, 1}});
+  }
+  ASSERT_EQ(driver.pop(), "chain");
+  EXPECT_EQ(driver.chain.behind, 0U);
+  driver.queue.push(driver.chain, 0);
+  ASSERT_EQ(driver.pop(), "chain");
+  driver.queue.push(driver.chain, 0);
+}
+
 TEST(SplitRing, WorksAtEverySizeUpTo32768) {
   for (std::uint32_t size = 1; size <= 32768; size *= 2) {
     SplitDriver driver{size};

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "daemon/help_policy.h"
+
+#include <gtest/gtest.h>
+
+namespace virtiofsd {
+namespace {
+
+using namespace std::chrono_literals;
+
+// A leader on a clock of its own.
+class HelpPolicyTest : public ::testing::Test {
+ protected:
+  // For so long, requests that take `alone` each, or `helped` while there may be help.
+  void work(std::chrono::nanoseconds time, std::chrono::nanoseconds alone,
+            std::chrono::nanoseconds helped, std::uint32_t behind) {
+    for (const auto end = now_ + time; now_ < end;) {
+      const bool help = policy_.wants_help(behind);
+      now_ += help ? helped : alone;
+      (help ? with_help_ : without_)++;
+      ++popped_;
+      if (policy_.begin_request(behind)) policy_.note_progress(popped_, now_);
+    }
+  }
+  double share_with_help() {
+    const double share = static_cast<double>(with_help_) / (with_help_ + without_);
+    with_help_ = 0;
+    without_ = 0;
+    return share;
+  }
+
+  HelpPolicy policy_;
+  HelpPolicy::Clock::time_point now_ = HelpPolicy::Clock::time_point(1h);
+  std::uint32_t popped_ = 0xffff'ff00;  // wraps soon
+  std::uint32_t with_help_ = 0;
+  std::uint32_t without_ = 0;
+};
+
+TEST_F(HelpPolicyTest, HelpThatPaysIsHadNearlyAllTheTime) {
+  work(1s, 4us, 2500ns, 30);
+  EXPECT_GT(share_with_help(), 0.95);
+}
+
+TEST_F(HelpPolicyTest, HelpInVainIsTriedEverMoreSeldom) {
+  work(200ms, 4us, 3900ns, 30);
+  EXPECT_LT(share_with_help(), 0.15);
+  work(20s, 4us, 3900ns, 30);
+  share_with_help();
+  work(20s, 4us, 3900ns, 30);
+  EXPECT_LT(share_with_help(), 0.005);
+}
+
+TEST_F(HelpPolicyTest, ItIsNoticedWhenHelpNoLongerPays) {
+  work(1s, 4us, 2us, 30);
+  share_with_help();
+  work(600ms, 4us, 5us, 30);
+  share_with_help();
+  work(10s, 4us, 5us, 30);
+  EXPECT_LT(share_with_help(), 0.02);
+}
+
+TEST_F(HelpPolicyTest, ItIsNoticedWhenHelpPaysAgain) {
+  work(20s, 4us, 5us, 30);
+  share_with_help();
+  work(4s, 4us, 2us, 30);
+  share_with_help();
+  work(1s, 4us, 2us, 30);
+  EXPECT_GT(share_with_help(), 0.95);
+}
+
+TEST_F(HelpPolicyTest, LittleWorkAheadIsNoReason) {
+  work(1s, 4us, 2us, 9);
+  EXPECT_EQ(share_with_help(), 0);
+  // The same requests, were they slower.
+  work(1s, 5us, 2500ns, 9);
+  EXPECT_GT(share_with_help(), 0.9);
+}
+
+TEST_F(HelpPolicyTest, WhatTheLeaderSleptIsNotCounted) {
+  // 16 requests, then a long sleep: per request that would be 60 us.
+  for (int i = 0; i < 1000; ++i) {
+    work(16 * 4us, 4us, 2us, 5);
+    now_ += 1ms;
+    policy_.slept(1ms);
+  }
+  EXPECT_EQ(share_with_help(), 0);
+}
+
+TEST_F(HelpPolicyTest, ADeepMomentLongAgoIsForgotten) {
+  work(9ms, 4us, 2us, 30);
+  work(1s, 4us, 2us, 0);
+  share_with_help();
+  work(1s, 4us, 2us, 1);
+  EXPECT_EQ(share_with_help(), 0);
+}
+
+}  // namespace
+}  // namespace virtiofsd
