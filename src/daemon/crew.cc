@@ -39,8 +39,11 @@ constexpr int kWatchLinger = 25;
 // A driver that doesn't kick has its ring looked at this often while it is quiet.
 constexpr int kPolledRingMs = 1;
 
+constexpr int kNapMs = 1;
+
 // Between two looks at the clock while spinning, about a microsecond.
 constexpr int kLooksPerRound = 32;
+constexpr auto kInterrupted = std::chrono::microseconds(10);
 constexpr std::uint32_t kMostPollsSkipped = 255;
 
 constexpr std::uint64_t kKick = 0;
@@ -480,6 +483,7 @@ void Crew::lead(Hand& hand) {
       continue;
     }
 
+    ++served_;
     consider_help(chain);
     state += kStep;
     const std::uint64_t serving = (state & ~kPhaseMask) | kServing;
@@ -519,19 +523,37 @@ bool Crew::poll_for_work() {
   return found;
 }
 
+// Time this thread had no processor doesn't count: what ran there may be what it waits for.
 bool Crew::spin() {
-  const auto deadline = Clock::now() + settings_.poll;
+  Clock::time_point now = Clock::now();
+  auto deadline = now + settings_.poll;
   do {
     for (int i = 0; i < kLooksPerRound; ++i) {
       if (queue_.has_available()) return true;
       pause_cpu();
     }
-  } while (!stopping_.load(std::memory_order_relaxed) && Clock::now() < deadline);
+    const Clock::time_point before = std::exchange(now, Clock::now());
+    if (now - before > kInterrupted) deadline += now - before;
+  } while (!stopping_.load(std::memory_order_relaxed) && now < deadline);
   return false;
+}
+
+// True when something came meanwhile. Ends early for nothing when the crew is
+// to stop, or for a kick sent before kicks were off.
+bool Crew::nap() {
+  processors_.end_work();
+  epoll_event event;
+  const int count = ::epoll_wait(epoll_.number(), &event, 1, kNapMs);
+  CHECK(count >= 0 || errno == EINTR);
+  if (count > 0 && kick_queues_bytes_) sys::drain_event(kick_->ref());
+  processors_.begin_work();
+  return queue_.has_available();
 }
 
 // Sleeps until a kick. False when the crew is to stop.
 bool Crew::wait_for_work() {
+  const std::uint32_t served = std::exchange(served_, 0);
+  if (served > 0 && served <= settings_.nap_after_at_most && nap()) return true;
   if (queue_.enable_kicks()) {
     queue_.suppress_kicks();
     return true;
