@@ -271,7 +271,8 @@ Result<void, Failure> ProcessTree::open_for_clients(FdRef channel) {
     }
   }
   ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-  if (!send_byte(channel, kListening)) return Failure{"the worker process is gone"};
+  // Somebody who is gone already has said why, or the supervisor will.
+  if (!send_byte(channel, kListening)) return {};
   // Not running under systemd is no error.
   (void)::sd_notifyf(1, "READY=1\nSTATUS=Waiting for the VMM\nMAINPID=%d", ::getpid());
   if (caller_) {
