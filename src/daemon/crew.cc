@@ -39,8 +39,6 @@ constexpr int kWatchLinger = 25;
 // A driver that doesn't kick has its ring looked at this often while it is quiet.
 constexpr int kPolledRingMs = 1;
 
-constexpr int kNapMs = 1;
-
 // Between two looks at the clock while spinning, about a microsecond.
 constexpr int kLooksPerRound = 32;
 constexpr auto kInterrupted = std::chrono::microseconds(10);
@@ -483,7 +481,6 @@ void Crew::lead(Hand& hand) {
       continue;
     }
 
-    ++served_;
     consider_help(chain);
     state += kStep;
     const std::uint64_t serving = (state & ~kPhaseMask) | kServing;
@@ -538,22 +535,8 @@ bool Crew::spin() {
   return false;
 }
 
-// True when something came meanwhile. Ends early for nothing when the crew is
-// to stop, or for a kick sent before kicks were off.
-bool Crew::nap() {
-  processors_.end_work();
-  epoll_event event;
-  const int count = ::epoll_wait(epoll_.number(), &event, 1, kNapMs);
-  CHECK(count >= 0 || errno == EINTR);
-  if (count > 0 && kick_queues_bytes_) sys::drain_event(kick_->ref());
-  processors_.begin_work();
-  return queue_.has_available();
-}
-
 // Sleeps until a kick. False when the crew is to stop.
 bool Crew::wait_for_work() {
-  const std::uint32_t served = std::exchange(served_, 0);
-  if (served > 0 && served <= settings_.nap_after_at_most && nap()) return true;
   if (queue_.enable_kicks()) {
     queue_.suppress_kicks();
     return true;

@@ -45,9 +45,6 @@ class Crew {
     std::uint32_t pool_size = 64;    // threads beside the leader that may be blocked; 0 and 1: none
     std::uint32_t lock_waiters = 0;  // threads that may wait for locks, on top
     std::chrono::microseconds poll{0};     // longest time to spin for the next request; 0: never
-    // Requests that nobody waits for, as FORGETs: after some, up to so many, the leader naps with
-    // kicks off before it asks for the next kick, so that they come in batches. 0: never.
-    std::uint32_t nap_after_at_most = 0;
     std::function<void()> prepare_thread;  // runs first in each thread; none: nothing
   };
 
@@ -102,7 +99,6 @@ class Crew {
   void stop_helping() { helpers_.fetch_sub(1, std::memory_order_release); }
   void forget_kick();
   bool wait_for_work();
-  bool nap();
   bool poll_for_work();
   bool spin();
   enum class Passed : std::uint8_t { kNo, kYes, kThreadMissing };
@@ -132,7 +128,6 @@ class Crew {
   // The leader's own:
   std::uint32_t vain_polls_ = 0;     // how many to leave out after the last one in vain
   std::uint32_t polls_to_skip_ = 0;  // how many of those are left
-  std::uint32_t served_ = 0;         // since the leader slept or napped
   HelpPolicy help_policy_;
   // How long requests that announce a block have been taking. Begins long, so
   // that the first ones are not waited for.

@@ -114,7 +114,6 @@ class CrewTest : public ::testing::Test {
     settings.lock_waiters = lock_waiters;
     settings.prepare_thread = prepare_thread_;
     settings.poll = poll_;
-    settings.nap_after_at_most = nap_after_at_most_;
     crew_ = std::make_unique<Crew>(driver_.queue, dispatcher_, files_, watchdog_, processors_,
                                    settings);
     ASSERT_TRUE(crew_->start());
@@ -145,7 +144,6 @@ class CrewTest : public ::testing::Test {
     const std::uint64_t page = virtio::TestDriver::kBuffers + number * 1024ULL;
     return driver_.memory.load<fuse_out_header>(page + 512).error;
   }
-  bool wants_kicks() { return (driver_.device_flags() & 1) == 0; }
   template <typename Condition>
   static bool soon(Condition condition) {
     const auto deadline = Clock::now() + 5s;
@@ -164,7 +162,6 @@ class CrewTest : public ::testing::Test {
   UniqueFd kick_;
   std::function<void()> prepare_thread_;
   std::chrono::microseconds poll_{0};
-  std::uint32_t nap_after_at_most_ = 0;
   std::unique_ptr<Crew> crew_;
   std::uint16_t next_ = 0;
 };
@@ -300,28 +297,6 @@ TEST_F(CrewTest, GivesUpPollingThatIsInVain) {
     std::this_thread::sleep_for(8ms);
   }
   EXPECT_LT(cpu_time() - before, 100ms);
-}
-
-// ---- Naps ---------------------------------------------------------------------
-
-TEST_F(CrewTest, NapsAfterFewRequestsSoThatMoreNeedNoKick) {
-  nap_after_at_most_ = 4;
-  start(0);
-  const auto first = ask(kQuick);
-  ASSERT_TRUE(soon([&] { return answered(first); }));
-  // Within the nap of one millisecond a driver sees that it needn't kick; try until we hit one.
-  bool needless = false;
-  for (int i = 0; i < 200 && !needless; ++i) {
-    const auto number = ask(kQuick);
-    ASSERT_TRUE(soon([&] { return answered(number); }));
-    std::this_thread::sleep_for(200us);
-    needless = !wants_kicks();
-  }
-  EXPECT_TRUE(needless);
-  // And then it sleeps, with kicks on.
-  EXPECT_TRUE(soon([&] { return wants_kicks(); }));
-  const auto last = ask(kQuick);
-  EXPECT_TRUE(soon([&] { return answered(last); }));
 }
 
 // ---- Help ---------------------------------------------------------------------

@@ -19,7 +19,6 @@ constexpr std::uint64_t kRingReset = 1ULL << 40;
 // header, arguments, reply header), and one more: if as many wait as there is
 // room for so many, a quarter of the ring is still there for other requests.
 constexpr std::uint32_t kDescriptorsOfLock = 4;
-constexpr std::uint32_t kHighPriority = 0;
 
 // struct virtio_fs_config (virtio 1.2, 5.11.4).
 struct Config {
@@ -218,12 +217,8 @@ Result<> Device::start_if_ready(std::uint32_t index) {
     settings.index = index;
     settings.pool_size = settings_.pool_size;
     settings.lock_waiters = std::min(settings_.lock_waiters, ring.size / kDescriptorsOfLock);
-    if (index == kHighPriority) {
-      // Nobody waits for its FORGETs; the ring must not fill up meanwhile, though.
-      settings.nap_after_at_most = ring.size / 4;
-    } else {
-      settings.poll = settings_.poll;
-    }
+    // Nobody waits for what comes through the high-priority queue.
+    if (index != 0) settings.poll = settings_.poll;
     settings.prepare_thread = settings_.prepare_thread;
     ring.crew = std::make_unique<Crew>(ring.queue, dispatcher_, file_system_, watchdog_,
                                        processors_, settings);
