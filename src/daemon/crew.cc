@@ -30,11 +30,11 @@ constexpr std::uint32_t kLongBlockNs = 50'000;
 
 // The watchdog looks rarely, for each look takes a processor from somebody,
 // until it finds a request stuck: then often, for as many ticks.
-constexpr auto kCalmTick = std::chrono::microseconds(2000);
+constexpr auto kCalmTick = std::chrono::microseconds(5000);
 constexpr auto kAlertTick = std::chrono::microseconds(500);
 constexpr int kAlertTicks = 1000;
 // Ticks without any request before it goes to sleep.
-constexpr int kWatchLinger = 25;
+constexpr int kWatchLinger = 10;
 
 // A driver that doesn't kick has its ring looked at this often while it is quiet.
 constexpr int kPolledRingMs = 1;

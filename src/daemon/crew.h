@@ -146,7 +146,7 @@ class Crew {
 };
 
 // Looks at every busy crew, each half millisecond while requests get stuck and
-// each two milliseconds else, and deposes leaders that are stuck; makes the
+// each five milliseconds else, and deposes leaders that are stuck; makes the
 // threads that crews need. Sleeps, without any timer, while the device is idle.
 // Its lock is taken before a crew's, never after.
 class Watchdog {
