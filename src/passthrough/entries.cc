@@ -234,8 +234,17 @@ Result<> Passthrough::rename(fuse::Call& call, Name from, NodeId to_directory, N
   const FdRef source_fd = TRY(inodes_->fd(source));
   const FdRef target_fd = TRY(inodes_->fd(target));
   const bool exchange = (flags & RENAME_EXCHANGE) != 0;
-  if (!exchange && (flags & RENAME_NOREPLACE) == 0) inodes_->before_removal(target, to);
-  TRY(sys::renameat2(source_fd, from, target_fd, to, flags));
+  const auto rename = [&](std::uint32_t more) {
+    return sys::renameat2(source_fd, from, target_fd, to, flags | more);
+  };
+  if (exchange || (flags & RENAME_NOREPLACE) != 0) {
+    TRY(rename(0));
+  } else if (!rename(RENAME_NOREPLACE)) {
+    // Mostly nothing is replaced, and looking would cost as much as half a rename. Now something
+    // may be (EEXIST), or the file system doesn't know the flag (EINVAL).
+    inodes_->before_removal(target, to);
+    TRY(rename(0));
+  }
   inodes_->after_rename(source, from, target, to, exchange);
   return {};
 }
