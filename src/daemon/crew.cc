@@ -109,6 +109,15 @@ class Crew::Hand final : public fuse::Scheduler {
  public:
   explicit Hand(Crew& crew) : crew_(crew) {}
 
+  void take_place() {
+    crew_.processors_.begin_work();
+    has_place_ = true;
+  }
+  // Idempotent: a thread that gave its place away has left it already.
+  void leave_place() {
+    if (std::exchange(has_place_, false)) crew_.processors_.end_work();
+  }
+
   void begin(std::uint64_t state) {
     state_ = state;
     leads_ = true;
@@ -171,6 +180,8 @@ class Crew::Hand final : public fuse::Scheduler {
   void give_place_away() {
     if (leads_) leads_ = !crew_.give_lead_away(state_);
     if (std::exchange(helps_, false)) crew_.stop_helping();
+    // What sleeps in the kernel needs no processor.
+    if (!leads_) leave_place();
   }
   std::size_t buffer_bytes() const {
     return (chain_scratch.readable.capacity() + chain_scratch.writable.capacity() +
@@ -181,6 +192,7 @@ class Crew::Hand final : public fuse::Scheduler {
   }
 
   Crew& crew_;
+  bool has_place_ = false;  // counted among those that work
   std::uint64_t state_ = 0;
   bool leads_ = false;
   bool helps_ = false;
@@ -395,13 +407,13 @@ void Crew::thread_main() {
       leads = std::exchange(lead_wanted_, false);
       if (!leads) help_wanted_ = false;
     }
-    processors_.begin_work();
+    hand.take_place();
     if (leads) {
       lead(hand);
     } else {
       help(hand);
     }
-    processors_.end_work();
+    hand.leave_place();
     hand.rest();
   }
 }
