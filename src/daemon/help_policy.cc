@@ -47,7 +47,7 @@ void HelpPolicy::note_progress(std::uint32_t popped, Clock::time_point now) {
       return;
     case Phase::kPaused:
       if (lasted < pause_) return;
-      pause_ = std::min<Clock::duration>(pause_ * 2, kLongestPause);
+      pause_ = std::min<Clock::duration>(pause_ * 4, kLongestPause);
       enter(Phase::kSettleAlone, popped, now);
       return;
   }

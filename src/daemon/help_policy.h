@@ -43,9 +43,9 @@ class HelpPolicy {
   static constexpr std::chrono::milliseconds kSettle{1};
   // With help that pays, before it is compared again.
   static constexpr std::chrono::milliseconds kTenure{400};
-  // Alone after help in vain: so long, then twice as long each time.
-  static constexpr std::chrono::milliseconds kShortestPause{50};
-  static constexpr std::chrono::milliseconds kLongestPause{3200};
+  // Alone after help in vain: so long, then four times as long each time.
+  static constexpr std::chrono::milliseconds kShortestPause{100};
+  static constexpr std::chrono::milliseconds kLongestPause{6400};
   // Nanoseconds of work: a wake-up takes a tenth of it, or a half on a bad day.
   static constexpr std::uint64_t kWorthWaking = 40'000;
 

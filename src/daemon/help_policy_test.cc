@@ -62,7 +62,7 @@ TEST_F(HelpPolicyTest, ItIsNoticedWhenHelpNoLongerPays) {
 TEST_F(HelpPolicyTest, ItIsNoticedWhenHelpPaysAgain) {
   work(20s, 4us, 5us, 30);
   share_with_help();
-  work(4s, 4us, 2us, 30);
+  work(7s, 4us, 2us, 30);
   share_with_help();
   work(1s, 4us, 2us, 30);
   EXPECT_GT(share_with_help(), 0.95);
