@@ -453,22 +453,26 @@ Result<> LockCore::State::wait(fuse::Call& call, const LockTarget& target, Waite
   waiter.handle = target.handle;
   waiter.scheduler = &call.scheduler;
   waiter.thread = ::pthread_self();
-  TRY(call.scheduler.about_to_wait_for_lock());
-  Result<> result = Errno{ENOLCK};
+  // First of all: once the scheduler was told, other threads serve what comes
+  // next in the queue, and that may be what ends this wait.
+  if (!enter(waiter)) return Errno{ENOLCK};
+  Result<> result = call.scheduler.about_to_wait_for_lock();
+  if (!result) {
+    leave(waiter);
+    return result;
+  }
   {
     const WakeSignalOpen open;
-    if (enter(waiter)) {
-      do {
-        // A wake between this look and the system call below is lost, so who
-        // cancels goes on waking until we have left.
-        if (waiter.cancelled.load(std::memory_order_acquire) || call.scheduler.stopping()) {
-          result = Errno{EINTR};
-          break;
-        }
-        result = block();
-      } while (!result && result.error() == Errno{EINTR});
-      leave(waiter);
-    }
+    do {
+      // A wake between this look and the system call below is lost, so who
+      // cancels goes on waking until we have left.
+      if (waiter.cancelled.load(std::memory_order_acquire) || call.scheduler.stopping()) {
+        result = Errno{EINTR};
+        break;
+      }
+      result = block();
+    } while (!result && result.error() == Errno{EINTR});
+    leave(waiter);
   }
   call.scheduler.lock_wait_ended();
   return result;

@@ -11,6 +11,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <limits>
 #include <random>
 #include <string>
@@ -68,10 +69,12 @@ class CountingScheduler final : public fuse::Scheduler {
   Result<> about_to_wait_for_lock() override {
     if (refuses) return Errno{ENOLCK};
     ++begun;
+    if (meanwhile) meanwhile();
     return {};
   }
   void lock_wait_ended() override { ++ended; }
   bool stopping() const override { return stops; }
+  std::function<void()> meanwhile;  // what other threads do once this one lets them
   std::atomic<bool> refuses{false};
   std::atomic<bool> stops{false};
   std::atomic<int> begun{0};
@@ -627,6 +630,32 @@ TEST_F(LockCoreTest, AWaitDoesNotBeginInAQueueThatStops) {
   scheduler_.stops = true;
   EXPECT_EQ(set(waiting(args(kBob, F_WRLCK, 0, 9))), EINTR);
   EXPECT_EQ(scheduler_.begun, scheduler_.ended);
+}
+
+// The queue goes on as soon as the scheduler was told, with the INTERRUPT perhaps.
+TEST_F(LockCoreTest, AnInterruptThatComesBeforeTheSleepEndsTheWait) {
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  bool came_first = false;
+  int waited = -1;
+  std::atomic<bool> done{false};
+  scheduler_.meanwhile = [&] {
+    std::thread next_leader([&] { core_->interrupt(2); });
+    next_leader.join();
+    came_first = true;
+  };
+  std::thread bob([&] {
+    waited = set(target_, waiting(args(kBob, F_WRLCK, 0, 9)), 2);
+    done = true;
+  });
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+  while (!done && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  const bool in_time = done;
+  core_->clear();
+  bob.join();
+
+  EXPECT_TRUE(in_time);
+  EXPECT_TRUE(came_first);
+  EXPECT_EQ(waited, EINTR);
 }
 
 TEST_F(LockCoreTest, TheSchedulerMayRefuseAWait) {
