@@ -295,6 +295,9 @@ Result<std::uint64_t> Passthrough::lseek(fuse::Call& call, HandleId id, std::uin
   const HandleRef handle = TRY(handles_.find(id, HandleKind::kFile, call.node));
   // Everything else the guest works out itself; the host's position means nothing.
   if (whence != SEEK_DATA && whence != SEEK_HOLE) return Errno{EINVAL};
+  // The guest doesn't write out what it buffers before it asks (fuse_lseek), so what is a hole here
+  // may be data there. Told that we don't know, it takes everything for data.
+  if (call.session.has(FUSE_WRITEBACK_CACHE)) return Errno{ENOSYS};
   return sys::lseek(handle.fd(), offset, static_cast<int>(whence));
 }
 

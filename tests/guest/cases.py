@@ -261,6 +261,39 @@ def tar_round_trip(guest, host):
     on_host(host, "tar -df packed.tar")
 
 
+EXERCISE = r"""
+for seed in SEEDS; do
+  mkdir run-$seed
+  (cd run-$seed; exercise $seed 1000)
+done
+sync
+"""
+
+
+def exercise(guest, host, first):
+    """Every way to change a file and to look at it, mixed at random, ends in what it should."""
+    guest.run(EXERCISE.replace("SEEDS", " ".join(str(first + i) for i in range(4))))
+    # Times may differ with --writeback: the guest's are its own.
+    listing = "sha256sum run-*/*; stat -c '%n %s' run-*/*"
+    seen, real = guest.run(listing), on_host(host, listing)
+    expect(seen == real, f"guest and host differ:\n{seen}\n{real}")
+
+
+@case(kinds=("uml",), options=("--allow-direct-io",))
+def exercise_auto(guest, host):
+    exercise(guest, host, 10)
+
+
+@case(kinds=("uml",), options=("--cache=none",))
+def exercise_none(guest, host):
+    exercise(guest, host, 20)
+
+
+@case(kinds=("uml",), options=("--cache=always", "--writeback"))
+def exercise_writeback(guest, host):
+    exercise(guest, host, 30)
+
+
 @case()
 def special_calls(guest, host):
     """O_TMPFILE, birth times, file handles, renameat2, holes, file attributes."""
