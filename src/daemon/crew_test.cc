@@ -295,6 +295,7 @@ TEST_F(CrewTest, GivesUpPollingThatIsInVain) {
     const auto number = ask(kQuick);
     ASSERT_TRUE(soon([&] { return answered(number); }));
     std::this_thread::sleep_for(25ms);
+    ASSERT_TRUE(soon([&] { return processors_.spinning() == 0; }));  // others had its processor
   }
   EXPECT_LT(cpu_time() - before, 240ms);
 }

@@ -35,6 +35,7 @@ class Processors {
     return false;
   }
   void spun() { spinning_.fetch_sub(1, std::memory_order_relaxed); }
+  std::uint32_t spinning() const { return spinning_.load(std::memory_order_relaxed); }
 
   // Threads that take requests: leaders that are awake, and helpers.
   void begin_work() { working_.fetch_add(1, std::memory_order_relaxed); }
