@@ -255,7 +255,7 @@ Result<> serve_fallocate(Request& request) {
 
 Result<> serve_lseek(Request& request) {
   const auto in = TRY(request.arguments.take<fuse_lseek_in>());
-  TRY(check_offset(in.offset));
+  if (in.offset > kMaxOffset) return Errno{ENXIO};  // beyond any end, as lseek(2) says
   fuse_lseek_out out{};
   out.offset = TRY(request.fs.lseek(request.call, HandleId{in.fh}, in.offset, in.whence));
   return request.body.put(out);

@@ -115,19 +115,23 @@ Result<> Passthrough::list(fuse::Call& call, HandleId id, std::uint64_t offset,
     const std::size_t room = out.capacity() - out.size();
     const std::size_t wanted =
         std::clamp(room / ratio - room / ratio / 8, kSmallestChunk, kLargestChunk);
-    std::span<const std::byte> raw;
-    {
+    const auto raw = [&]() -> Result<std::span<const std::byte>> {
       const Lock lock(state.directory_lock);
       if (state.directory_offset != cookie) {
         TRY(sys::lseek(handle.fd(), cookie, SEEK_SET));
         state.directory_offset = cookie;
       }
-      raw =
-          std::span{chunk}.first(TRY(sys::getdents64(handle.fd(), std::span{chunk}.first(wanted))));
-      if (raw.empty()) return {};
-      state.directory_offset = position_after(raw);
+      const std::size_t size = TRY(sys::getdents64(handle.fd(), std::span{chunk}.first(wanted)));
+      if (size > 0) state.directory_offset = position_after(std::span{chunk}.first(size));
+      return std::span<const std::byte>{chunk}.first(size);
+    }();
+    if (!raw) {
+      // What the reply has already was looked up for the guest; the error comes again next time.
+      if (!out.empty()) return {};
+      return raw.error();
     }
-    for (RawEntries entries{raw}; !entries.empty();) {
+    if (raw->empty()) return {};
+    for (RawEntries entries{*raw}; !entries.empty();) {
       fuse::DirectoryWriter::Entry entry = entries.take();
       if (root_ino != 0 && entry.name == "..") entry.ino = root_ino;
       switch (add(handle, entry)) {
