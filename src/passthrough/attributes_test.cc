@@ -68,6 +68,24 @@ TEST_F(Attributes, TruncationTakesSetIdBitsOffOnlyWhenAsked) {
   EXPECT_EQ(host("a").st_mode & 07777, 0755U);
 }
 
+// Without group execute it is the host's rule for who isn't in the group.
+TEST_F(Attributes, ANewOwnerTakesASetGroupIdBitOffThatNobodyCanUse) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  write_file("a", "text", 02644);
+  const NodeId a = lookup("a");
+  auto in = with(FATTR_UID | FATTR_KILL_SUIDGID);
+  in.uid = 1000;
+  const auto give = [&](std::uint32_t uid) {
+    ::chmod(path("a").c_str(), 02644);
+    auto c = call(a, uid, uid);
+    return fs().setattr(c, in).has_value();
+  };
+  ASSERT_TRUE(give(0));
+  EXPECT_EQ(host("a").st_mode & 07777, 02644U);
+  ASSERT_TRUE(give(1000));
+  EXPECT_EQ(host("a").st_mode & 07777, 0644U);
+}
+
 TEST_F(Attributes, TruncationThroughAHandleThatMayWriteOrNot) {
   write_file("a", "0123456789");
   const NodeId a = lookup("a");

@@ -133,7 +133,7 @@ ScopedCredentials::~ScopedCredentials() {
   self.switched = false;
 }
 
-Result<> ScopedWithoutFsetid::drop() {
+Result<> ScopedWithoutFsetid::drop(std::optional<gid_t> group) {
   learn_self();
   CHECK(!dropped_);
   const std::uint64_t base = self.capabilities.effective;
@@ -142,12 +142,17 @@ Result<> ScopedWithoutFsetid::drop() {
   dropped_ = true;
   // A ScopedCredentials inside comes back to this.
   self.capabilities.effective = base & ~bit(CAP_FSETID);
+  if (group && *group != self.gid) {
+    gid_ = true;
+    (void)sys::set_fs_gid(*group);
+  }
   return {};
 }
 
 ScopedWithoutFsetid::~ScopedWithoutFsetid() {
   if (!dropped_) return;
   CHECK(!self.switched);
+  if (gid_) CHECK(sys::set_fs_gid(self.gid));
   self.capabilities.effective |= bit(CAP_FSETID);
   CHECK(set_effective(self.capabilities.effective));
 }

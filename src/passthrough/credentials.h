@@ -20,6 +20,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "base/result.h"
 #include "fuse/call.h"
@@ -63,8 +64,10 @@ class ScopedCredentials {
 };
 
 // Without CAP_FSETID a write, truncation or ACL change takes set-id bits off
-// the file as it would for an ordinary user (FUSE_*_KILL_SUIDGID). May
-// enclose a ScopedCredentials, not the other way round.
+// the file as it would for an ordinary user (FUSE_*_KILL_SUIDGID). Who is in
+// the file's group keeps a set-group-id bit that the group may not execute
+// with, so the thread is in the caller's group meanwhile. May enclose a
+// ScopedCredentials, not the other way round.
 class ScopedWithoutFsetid {
  public:
   ScopedWithoutFsetid() = default;
@@ -72,11 +75,14 @@ class ScopedWithoutFsetid {
   ScopedWithoutFsetid(const ScopedWithoutFsetid&) = delete;
   ScopedWithoutFsetid& operator=(const ScopedWithoutFsetid&) = delete;
 
-  // At most once per scope. EPERM where a filter forbids it.
-  Result<> drop();
+  // At most once per scope. `group`: the caller's, as the host knows it; without
+  // one, or one the kernel doesn't take, the caller is in none. EPERM where a
+  // filter forbids it.
+  Result<> drop(std::optional<gid_t> group);
 
  private:
   bool dropped_ = false;
+  bool gid_ = false;
 };
 
 // The caller's umask for a create. Without DONT_MASK the guest applied it and

@@ -87,7 +87,7 @@ TEST_F(Credentials, WithoutFsetidInsideAndOut) {
   if ((before_ & bit(CAP_FSETID)) == 0) GTEST_SKIP() << "needs CAP_FSETID";
   {
     ScopedWithoutFsetid killing;
-    ASSERT_TRUE(killing.drop());
+    ASSERT_TRUE(killing.drop(std::nullopt));
     EXPECT_EQ(effective(), before_ & ~bit(CAP_FSETID));
     {
       ScopedCredentials credentials;

@@ -162,7 +162,8 @@ Result<fuse::Created> Passthrough::open_existing(fuse::Call& call, const InodeRe
   {
     const fuse::Caller caller = TRY(host_caller(call));
     ScopedWithoutFsetid killing;
-    if ((args.open_flags & FUSE_OPEN_KILL_SUIDGID) != 0) TRY(killing.drop());
+    if ((plan.flags & O_TRUNC) != 0 && kills_set_ids(call, args.open_flags))
+      TRY(drop_fsetid(call, killing));
     ScopedCredentials credentials;
     if (settings_.can_switch_user)
       TRY(credentials.assume(caller, ScopedCredentials::Override::kNone));

@@ -90,6 +90,14 @@ bool is_direct(const HandleRef& handle) {
   return (handle.open_flags() & O_DIRECT) != 0;
 }
 
+// Nearly no file has one, and then there is none to lose. One that comes while
+// the request is served counts as coming after it.
+Result<bool> has_set_id(const HandleRef& handle) {
+  struct statx stx;
+  TRY(sys::statx(handle.fd(), STATX_MODE, &stx));
+  return (stx.stx_mode & (S_ISUID | S_ISGID)) != 0;
+}
+
 }  // namespace
 
 Passthrough::OpenPlan Passthrough::plan_open(const fuse::Call& call,
@@ -123,17 +131,8 @@ std::uint32_t Passthrough::file_open_flags(const fuse::Call& call, const OpenPla
   // Direct writes that don't grow the file needn't wait for each other: the
   // host's file system orders them.
   std::uint32_t flags = FOPEN_PARALLEL_DIRECT_WRITES;
-  switch (settings_.cache) {
-    case CacheMode::kNone:
-    case CacheMode::kMetadata:
-      flags |= FOPEN_DIRECT_IO;
-      break;
-    case CacheMode::kAuto:
-      break;
-    case CacheMode::kAlways:
-      flags |= FOPEN_KEEP_CACHE;
-      break;
-  }
+  if (bypasses_cache()) flags |= FOPEN_DIRECT_IO;
+  if (settings_.cache == CacheMode::kAlways) flags |= FOPEN_KEEP_CACHE;
   // A close has nothing to tell about a file that was only read, unless it drops locks.
   if ((plan.flags & O_ACCMODE) == O_RDONLY && !call.session.has(FUSE_POSIX_LOCKS))
     flags |= FOPEN_NOFLUSH;
@@ -161,6 +160,17 @@ Result<> Passthrough::drop_capability_xattr(const HandleRef& handle) const {
   return drop_capability_xattr(handle.fd());
 }
 
+// Guests without HANDLE_KILLPRIV_V2 lose the change of mode that goes with O_TRUNC.
+bool Passthrough::kills_set_ids(const fuse::Call& call, std::uint32_t open_flags) {
+  return (open_flags & FUSE_OPEN_KILL_SUIDGID) != 0 ||
+         (!call.session.has(FUSE_HANDLE_KILLPRIV_V2) && call.caller.uid != 0);
+}
+
+Result<> Passthrough::drop_fsetid(const fuse::Call& call, ScopedWithoutFsetid& scope) const {
+  const auto group = settings_.gid_map.to_host(call.caller.gid);
+  return scope.drop(group ? std::optional{*group} : std::nullopt);
+}
+
 Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,
                                         std::uint32_t open_flags) {
   InodeRef inode = TRY(inodes_->pin(call.node));
@@ -175,7 +185,7 @@ Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,
   }
   {
     ScopedWithoutFsetid killing;
-    if ((open_flags & FUSE_OPEN_KILL_SUIDGID) != 0 && (flags & O_TRUNC) != 0) TRY(killing.drop());
+    if ((flags & O_TRUNC) != 0 && kills_set_ids(call, open_flags)) TRY(drop_fsetid(call, killing));
     fd = TRY(open_regular(inode, plan));
   }
   const auto opened = static_cast<std::uint32_t>(plan.flags & ~O_TRUNC);
@@ -211,7 +221,8 @@ Result<> Passthrough::read(fuse::Call& call, const fuse::ReadArgs& args, fuse::B
       if (twin.usable()) got = sys::preadv2(twin.fd(), space, done, args.offset + done, 0);
     }
     if (!got) {
-      if (done > 0) break;
+      // To a guest that caches, a short answer is the end of the file.
+      if (done > 0 && (bypasses_cache() || (args.flags & O_DIRECT) != 0)) break;
       return got.error();
     }
     if (*got == 0) break;
@@ -237,8 +248,13 @@ Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs
 
   // Honoured whether or not HANDLE_KILLPRIV_V2 was negotiated: direct I/O asks without it.
   ScopedWithoutFsetid killing;
-  if ((args.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0) TRY(killing.drop());
+  if ((args.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0 && TRY(has_set_id(handle)))
+    TRY(drop_fsetid(call, killing));
 
+  // Who writes pages back looks for an error only (fuse_writepage_end): a short count would lose
+  // the rest without a word. Of direct I/O through the cache a short one is an EIO, whatever the
+  // cause (fuse_get_res_by_io).
+  const bool whole = from_cache || ((args.flags & O_DIRECT) != 0 && !bypasses_cache());
   if (data.size() > 0) TRY(drop_capability_xattr(handle));
   std::size_t done = 0;
   while (done < data.size()) {
@@ -248,10 +264,13 @@ Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs
       if (twin.usable()) put = sys::pwritev2(twin.fd(), data, done, args.offset + done, flags);
     }
     if (!put) {
-      if (done > 0) break;
+      if (done > 0 && !whole) break;
       return put.error();
     }
-    if (*put == 0) break;
+    if (*put == 0) {
+      if (whole) return Errno{EIO};
+      break;
+    }
     done += *put;
   }
   return static_cast<std::uint32_t>(done);
@@ -286,6 +305,9 @@ Result<> Passthrough::fallocate(fuse::Call& call, const fuse_fallocate_in& in) {
   const HandleRef handle = TRY(handles_.find(HandleId{in.fh}, HandleKind::kFile, call.node));
   if (in.offset > INT64_MAX || in.length > INT64_MAX) return Errno{EFBIG};
   TRY(drop_capability_xattr(handle));
+  // With HANDLE_KILLPRIV_V2 the guest leaves it to us, and has no flag to say so.
+  ScopedWithoutFsetid killing;
+  if (call.caller.uid != 0 && TRY(has_set_id(handle))) TRY(drop_fsetid(call, killing));
   call.scheduler.about_to_block();
   return sys::fallocate(handle.fd(), static_cast<int>(in.mode), in.offset, in.length);
 }
@@ -309,6 +331,8 @@ Result<std::uint64_t> Passthrough::copy_file_range(fuse::Call& call, const fuse:
   const std::size_t length =
       static_cast<std::size_t>(std::min(args.length, std::uint64_t{INT64_MAX}));
   if (length > 0) TRY(drop_capability_xattr(to));
+  ScopedWithoutFsetid killing;  // as in fallocate
+  if (call.caller.uid != 0 && TRY(has_set_id(to))) TRY(drop_fsetid(call, killing));
   return sys::copy_file_range(from.fd(), args.from_offset, to.fd(), args.to_offset, length);
 }
 

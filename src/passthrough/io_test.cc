@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include <linux/fs.h>
+#include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "passthrough/passthrough_fixture.h"
 #include "sys/files.h"
@@ -106,6 +109,124 @@ TEST_F(Io, AWriteTakesSetIdBitsOffOnlyWhenAsked) {
   const NodeId b = lookup("b");
   ASSERT_TRUE(try_open(b, O_RDWR | O_TRUNC, FUSE_OPEN_KILL_SUIDGID));
   EXPECT_EQ(host("b").st_mode & 07777, 0755U);
+}
+
+// As the host has it for a process in that group: only with group execute is it a set-group-id bit.
+TEST_F(Io, WhoIsInTheGroupKeepsASetGroupIdBitThatNobodyCanUse) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  write_file("a", "text", 02666);
+  const NodeId a = lookup("a");
+  ASSERT_EQ(::chown(path("a").c_str(), 0, 1234), 0);
+  ASSERT_EQ(::chmod(path("a").c_str(), 02666), 0);
+  const HandleId handle = open(a, O_RDWR);
+  ASSERT_TRUE(write(a, handle, "x", 0, O_RDWR, FUSE_WRITE_KILL_SUIDGID, 1000, 1234));
+  EXPECT_EQ(host("a").st_mode & 07777, 02666U);
+  ASSERT_TRUE(write(a, handle, "x", 0, O_RDWR, FUSE_WRITE_KILL_SUIDGID, 1000, 1235));
+  EXPECT_EQ(host("a").st_mode & 07777, 0666U);
+  EXPECT_EQ(sys::fs_gid(), 0U);
+}
+
+TEST_F(Io, AllocatingAndCopyingTakeSetIdBitsOffForOrdinaryUsers) {
+  write_file("from", "text");
+  write_file("a", "text", 06755);
+  const NodeId from = lookup("from");
+  const NodeId a = lookup("a");
+  const HandleId source = open(from, O_RDONLY);
+  const HandleId handle = open(a, O_RDWR);
+  fuse_fallocate_in in{};
+  in.fh = handle.value;
+  in.length = 4096;
+  const auto allocate = [&](std::uint32_t uid) {
+    auto c = call(a, uid, uid);
+    return fs().fallocate(c, in);
+  };
+  const auto copy = [&](std::uint32_t uid) {
+    auto c = call(from, uid, uid);
+    return fs().copy_file_range(c, {.from = source,
+                                    .from_offset = 0,
+                                    .to_node = a,
+                                    .to = handle,
+                                    .to_offset = 0,
+                                    .length = 4,
+                                    .flags = 0});
+  };
+  ASSERT_TRUE(allocate(0));
+  ASSERT_TRUE(copy(0));
+  EXPECT_EQ(host("a").st_mode & 07777, 06755U);
+  ASSERT_TRUE(allocate(1000));
+  EXPECT_EQ(host("a").st_mode & 07777, 0755U);
+  ::chmod(path("a").c_str(), 06755);
+  ASSERT_TRUE(copy(1000));
+  EXPECT_EQ(host("a").st_mode & 07777, 0755U);
+}
+
+// Guests without HANDLE_KILLPRIV_V2 don't ask for it.
+TEST_F(Io, ATruncatingOpenTakesSetIdBitsOffForOrdinaryUsers) {
+  write_file("a", "text", 04755);
+  const NodeId a = lookup("a");
+  const auto truncate = [&](std::uint32_t uid) {
+    auto c = call(a, uid, uid);
+    return fs().open(c, O_RDWR | O_TRUNC, 0);
+  };
+  ASSERT_TRUE(truncate(0));
+  EXPECT_EQ(host("a").st_mode & 07777, 04755U);
+  ASSERT_TRUE(truncate(1000));
+  EXPECT_EQ(host("a").st_mode & 07777, 0755U);
+  ::chmod(path("a").c_str(), 04755);
+  session_.flags |= FUSE_HANDLE_KILLPRIV_V2;
+  ASSERT_TRUE(truncate(1000));
+  EXPECT_EQ(host("a").st_mode & 07777, 04755U) << "it knows whether its caller may keep them";
+}
+
+// Room for half of what is written.
+TEST_F(Io, AWriteThatIsCutShortIsAnErrorForPagesWrittenBack) {
+  write_file("a", "");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR);
+  struct rlimit before {};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  ::signal(SIGXFSZ, SIG_IGN);
+  struct rlimit small = before;
+  small.rlim_cur = 4096;
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const auto plain = write(a, handle, std::string(8192, 'a'), 0);
+  const auto cached = write(a, handle, std::string(8192, 'b'), 0, O_RDWR, FUSE_WRITE_CACHE);
+  const auto direct = write(a, handle, std::string(8192, 'c'), 0, O_RDWR | O_DIRECT);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  EXPECT_EQ(*plain, 4096U);
+  EXPECT_EQ(cached.error(), Errno{EFBIG}) << "the guest would take the rest for written";
+  EXPECT_EQ(direct.error(), Errno{EFBIG}) << "the guest would make it EIO";
+}
+
+// The second half of where it is to go can't be written, as if the disk had a bad block there.
+TEST_F(Io, AReadThatFailsHalfwayIsAnErrorForAGuestThatCaches) {
+  write_file("a", std::string(8192, 'a'));
+  void* const memory =
+      ::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  ASSERT_EQ(::mprotect(static_cast<char*>(memory) + 4096, 4096, PROT_NONE), 0);
+  iovec piece{.iov_base = memory, .iov_len = 8192};
+  std::vector<std::byte> buffer(64);
+  const auto got = [&](int flags) -> Result<std::size_t> {
+    SharedBytes shared{std::span{&piece, 1}, 8192};
+    fuse::Body body{shared, buffer};
+    const NodeId a = lookup("a");
+    auto c = call(a);
+    TRY(fs().read(c,
+                  {.handle = open(a, O_RDONLY),
+                   .offset = 0,
+                   .size = 8192,
+                   .flags = static_cast<std::uint32_t>(flags)},
+                  body));
+    return body.size();
+  };
+  EXPECT_EQ(got(O_RDONLY).error(), Errno{EFAULT}) << "a short one would be the end of the file";
+  EXPECT_EQ(*got(O_RDONLY | O_DIRECT), 4096U);
+  fs_.reset();
+  settings_.cache = CacheMode::kNone;
+  EXPECT_EQ(*got(O_RDONLY), 4096U);
+  fs_.reset();
+  ::munmap(memory, 8192);
 }
 
 TEST_F(Io, DirectIoIsOptional) {

@@ -33,6 +33,7 @@
 namespace virtiofsd {
 
 class ScopedCredentials;
+class ScopedWithoutFsetid;
 
 class Passthrough final : public fuse::FileSystem {
  public:
@@ -201,6 +202,13 @@ class Passthrough final : public fuse::FileSystem {
   Result<UniqueFd> open_by_plan(OpenPlan& plan, Open&& open_it) const;
   Result<UniqueFd> open_regular(const InodeRef& inode, OpenPlan& plan) const;
   std::uint32_t file_open_flags(const fuse::Call& call, const OpenPlan& plan) const;
+  // The guest keeps no data of files: every read and write of its programs comes here.
+  bool bypasses_cache() const {
+    return settings_.cache == CacheMode::kNone || settings_.cache == CacheMode::kMetadata;
+  }
+  // Whether an open that truncates takes set-id bits off, and how anything does.
+  static bool kills_set_ids(const fuse::Call& call, std::uint32_t open_flags);
+  Result<> drop_fsetid(const fuse::Call& call, ScopedWithoutFsetid& scope) const;
   Result<> drop_capability_xattr(FdRef fd) const;
   Result<> drop_capability_xattr(const HandleRef& handle) const;
 

@@ -134,9 +134,10 @@ class PassthroughTest : public ::testing::Test {
     return HandleId{opened ? opened->fh : 0};
   }
   Result<std::uint32_t> write(NodeId node, HandleId handle, std::string text, std::uint64_t offset,
-                              int flags = O_RDWR, std::uint32_t write_flags = 0) {
+                              int flags = O_RDWR, std::uint32_t write_flags = 0,
+                              std::uint32_t uid = 0, std::uint32_t gid = 0) {
     iovec piece{.iov_base = text.data(), .iov_len = text.size()};
-    auto c = call(node);
+    auto c = call(node, uid, gid);
     return fs().write(c,
                       {.handle = handle,
                        .offset = offset,

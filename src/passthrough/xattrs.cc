@@ -49,7 +49,7 @@ Result<> Passthrough::setxattr(fuse::Call& call, std::string_view name,
   const FdRef fd = TRY(inodes_->fd(inode));
   // An access ACL may make the caller lose the group: the kernel then takes the bit off.
   ScopedWithoutFsetid killing;
-  if ((setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) != 0) TRY(killing.drop());
+  if ((setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) != 0) TRY(drop_fsetid(call, killing));
   return sys::setxattr(fd, mapped.c_str(), value, static_cast<int>(flags));
 }
 
