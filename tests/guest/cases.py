@@ -7,9 +7,13 @@ names the guests it runs in, what the daemon is told, and how QEMU's device and
 machine are shaped.
 """
 
+import contextlib
 import fcntl
 import os
+import random
+import resource
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -411,6 +415,172 @@ def four_queues(guest, host):
     guest.run("sync")
     expect(len(list(host.glob("w?/g*"))) == 160, "files are missing on the host")
     same_tree(guest, host)
+
+
+@case(kinds=("uml",))
+def posix(guest, host):
+    """Thousands of system calls do on the share what they do on a file system of the guest's own."""
+    if os.geteuid() != 0:
+        raise Skipped("only root can give files away")
+    differ = guest.run(r"""
+      mkdir posix /tmp/posix; posix posix > /tmp/shared; posix /tmp/posix > /tmp/own
+      [ "$(wc -l < /tmp/own)" -gt 5000 ]
+      diff -U1 /tmp/own /tmp/shared || true
+    """)
+    expect(not differ, "the guest's own file system (-) and the share (+) differ:\n"
+           + "\n".join(differ.splitlines()[:60]))
+
+
+@case(kinds=("uml",), options=("--xattr", "--modcaps=+sys_admin:+linux_immutable"))
+def posix_privileged(guest, host):
+    """The same for what the daemon needs more rights for: trusted attributes, immutable files."""
+    if os.geteuid() != 0:
+        raise Skipped("only root can give files away")
+    differ = guest.run(r"""
+      mkdir posix /tmp/posix; posix posix xattrs immutable > /tmp/shared
+      posix /tmp/posix xattrs immutable > /tmp/own; diff -U1 /tmp/own /tmp/shared || true
+    """)
+    expect(not differ, "the guest's own file system (-) and the share (+) differ:\n"
+           + "\n".join(differ.splitlines()[:60]))
+
+
+def to_host(guest, host, program):
+    """A guest program for the host, by way of the share."""
+    guest.run(f"cp $(command -v {program}) {program}")
+    return host / program
+
+
+def daemon_processes(guest):
+    """The daemon's processes: the one that was started and its helpers."""
+    pids, todo = [], [guest._daemon.process.pid]
+    while todo:
+        pids.append(todo.pop())
+        for children in Path(f"/proc/{pids[-1]}/task").glob("*/children"):
+            todo += map(int, children.read_text().split())
+    return pids
+
+
+def raise_storm(guest, host):
+    """Many processes in one tree: what is left is whole, the same on both sides, and can be removed."""
+    program = to_host(guest, host, "storm")
+    guest.run("mkdir tree; echo 3 > /proc/sys/vm/drop_caches; ls > /dev/null")
+
+    def count():
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in daemon_processes(guest))
+
+    before = count()
+    guest.run("storm tree 1 4 5; sync")
+    on_host(host, f"{program} tree check")
+    same_tree(guest, host, "tree")
+    guest.run("rm -r tree; mkdir tree")
+    for _ in range(50):  # FORGETs are on their way
+        guest.run("echo 3 > /proc/sys/vm/drop_caches")
+        if count() <= before + 4:
+            return
+        time.sleep(0.1)
+    raise Failed(f"{count()} descriptors where {before} were")
+
+
+@case(options=("--xattr", "--inode-descriptors=16"), queues=4, cpus=2)
+def storm_cold(guest, host):
+    """Names made, moved and removed by many at once, with hardly a descriptor for an inode."""
+    raise_storm(guest, host)
+
+
+class Meddler:
+    """Changes files of a folder on the host in a thread; each file has lines that are its own."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._random = random.Random(1)
+        self._made = 0
+        self._error = None
+        self._stop = threading.Event()
+        for number in range(12):
+            self._create(folder / f"file-{number}")
+        self._thread = threading.Thread(target=self._run)
+
+    def _create(self, path):
+        self._made += 1
+        path.write_bytes(b"line of %7d\n" % self._made * self._random.randrange(1, 5000))
+
+    def _change(self):
+        one, other = (self._folder / f"file-{self._random.randrange(12)}" for _ in range(2))
+        match self._random.randrange(8):
+            case 0:
+                self._create(self._folder / "new")
+                os.rename(self._folder / "new", one)
+            case 1:
+                os.rename(one, other)
+            case 2:
+                one.unlink()
+                self._create(one)
+            case 3:
+                one.unlink()
+            case 4:
+                os.truncate(one, 16 * self._random.randrange(3000))
+            case 5:
+                with open(one, "r+b") as file:
+                    line = file.read(16)
+                    file.seek(0, os.SEEK_END)
+                    file.write(line * 300)
+            case 6:
+                os.rename(one, self._folder / "aside")
+                os.rename(other, one)
+                os.rename(self._folder / "aside", other)
+            case _:
+                if not one.exists():
+                    self._create(one)
+
+    def _run(self):
+        try:
+            while not self._stop.wait(0.003):
+                with contextlib.suppress(FileNotFoundError):
+                    self._change()
+        except OSError as error:
+            self._error = error
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        expect(self._error is None, f"the host could not do its part: {self._error}")
+
+
+@case()
+def meddling_host(guest, host):
+    """While the host replaces, renames, truncates and removes, a file never shows what is another's."""
+    (host / "shared").mkdir()
+    with Meddler(host / "shared"):
+        guest.run("timeout 60 coherence shared 5")
+    guest.run("sync")
+    time.sleep(1.2)  # then the guest knows it all
+    same_tree(guest, host)
+
+
+@case(options=("--xattr",))
+def refused(guest, host):
+    """What is refused, and how, is as on the host's file system."""
+    if os.geteuid() != 0:
+        raise Skipped("devices and owners are root's")
+    program = to_host(guest, host, "errnos")
+    guest.run("mkdir there")
+    (host / "here").mkdir()
+    there, here = guest.run("errnos there").splitlines(), on_host(host, f"{program} here").splitlines()
+    differ = [f"guest {one}\n host {other}" for one, other in zip(there, here) if one != other]
+    expect(not differ and len(there) == len(here), "\n".join(differ) or "one of them ended early")
+
+
+@case()
+def lost_pages(guest, host):
+    """Of pages written back, the host takes a part: the guest is told."""
+    os.truncate(os.open(host / "file", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644), 8 * 4096)
+    for pid in daemon_processes(guest):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (5 * 4096, 5 * 4096))
+    guest.run("lost file")
 
 
 class Skipped(Exception):
