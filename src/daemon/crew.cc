@@ -66,9 +66,10 @@ UniqueFd must(int fd) {
 }
 
 // Completions are published one by one and signalled together: when the ring
-// is empty, after so many, or after a request that moved this much data. The
-// first signal of a burst comes early, for a driver that sleeps until all its
-// requests are done hands out nothing meanwhile, and then this thread sleeps.
+// is empty, after so many (more where many wait), or after a request that moved
+// this much data. The first signal of a burst comes early, for a driver that
+// sleeps until all its requests are done hands out nothing meanwhile, and then
+// this thread sleeps.
 // A driver that is awake asks for no signal, so most of them cost nothing.
 class Signals {
  public:
@@ -77,12 +78,12 @@ class Signals {
   Signals(const Signals&) = delete;
   Signals& operator=(const Signals&) = delete;
 
-  // A request that moved so many bytes is published.
-  void pushed(std::size_t bytes) {
+  // A request that moved so many bytes is published; `behind` more wait.
+  void pushed(std::size_t bytes, std::uint32_t behind) {
     if (++unsignalled_ < batch_ && bytes < kLargeRequest) return;
     queue_.signal();
     unsignalled_ = 0;
-    batch_ = std::min(batch_ * 2, kLargestBatch);
+    batch_ = std::min(batch_ * 2, std::clamp(behind / 2, kLargestBatch, kLargestDeepBatch));
   }
   // The burst is over.
   void flush() {
@@ -94,6 +95,7 @@ class Signals {
  private:
   static constexpr std::uint32_t kFirstBatch = 2;
   static constexpr std::uint32_t kLargestBatch = 8;
+  static constexpr std::uint32_t kLargestDeepBatch = 32;
   static constexpr std::size_t kLargeRequest = 32U << 10;
 
   virtio::Queue& queue_;
@@ -469,7 +471,7 @@ void Crew::help(Hand& hand) {
     const bool still_helps = hand.end();
     queue_.push(chain, written);
     if (!still_helps) return;
-    signals.pushed(std::max<std::size_t>(request_size, written));
+    signals.pushed(std::max<std::size_t>(request_size, written), chain.behind);
   }
   stop_helping();
 }
@@ -504,7 +506,7 @@ void Crew::lead(Hand& hand) {
     const bool still_leads = hand.end();
     queue_.push(chain, written);
     if (!still_leads) return;
-    signals.pushed(std::max<std::size_t>(request_size, written));
+    signals.pushed(std::max<std::size_t>(request_size, written), chain.behind);
   }
   signals.flush();
   lead_.store((state & ~kPhaseMask) | kVacant, std::memory_order_release);
