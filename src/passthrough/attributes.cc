@@ -92,7 +92,10 @@ Result<> Passthrough::set_size(fuse::Call& call, const InodeRef& inode, const fu
   if (inode.is_directory()) return Errno{EISDIR};
   if (!inode.is_regular()) return Errno{EINVAL};
   ScopedWithoutFsetid killing;
-  if ((in.valid & FATTR_KILL_SUIDGID) != 0) TRY(drop_fsetid(call, killing));
+  if ((in.valid & FATTR_KILL_SUIDGID) != 0) {
+    const FdRef fd = TRY(inodes_->fd(inode));
+    TRY(drop_fsetid(call, fd, killing));
+  }
   if ((in.valid & FATTR_FH) != 0) {
     const HandleRef file = TRY(handles_.find(HandleId{in.fh}, HandleKind::kFile, call.node));
     if ((file.open_flags() & O_ACCMODE) != O_RDONLY) return sys::ftruncate(file.fd(), in.size);
@@ -121,7 +124,7 @@ Result<fuse_attr_out> Passthrough::setattr(fuse::Call& call, const fuse_setattr_
     // keep.
     ScopedWithoutFsetid killing;
     if ((in.valid & FATTR_KILL_SUIDGID) != 0 && call.caller.uid != 0)
-      TRY(drop_fsetid(call, killing));
+      TRY(drop_fsetid(call, fd, killing));
     TRY(sys::chown(fd, uid, gid));
   }
   if ((in.valid & FATTR_SIZE) != 0) {

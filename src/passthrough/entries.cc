@@ -163,7 +163,7 @@ Result<fuse::Created> Passthrough::open_existing(fuse::Call& call, const InodeRe
     const fuse::Caller caller = TRY(host_caller(call));
     ScopedWithoutFsetid killing;
     if ((plan.flags & O_TRUNC) != 0 && kills_set_ids(call, args.open_flags))
-      TRY(drop_fsetid(call, killing));
+      TRY(drop_fsetid(call, path, killing));
     ScopedCredentials credentials;
     if (settings_.can_switch_user)
       TRY(credentials.assume(caller, ScopedCredentials::Override::kNone));

@@ -166,9 +166,17 @@ bool Passthrough::kills_set_ids(const fuse::Call& call, std::uint32_t open_flags
          (!call.session.has(FUSE_HANDLE_KILLPRIV_V2) && call.caller.uid != 0);
 }
 
-Result<> Passthrough::drop_fsetid(const fuse::Call& call, ScopedWithoutFsetid& scope) const {
-  const auto group = settings_.gid_map.to_host(call.caller.gid);
-  return scope.drop(group ? std::optional{*group} : std::nullopt);
+Result<> Passthrough::drop_fsetid(const fuse::Call& call, FdRef file,
+                                  ScopedWithoutFsetid& scope) const {
+  if (call.caller.gid != ~0U) {
+    const auto group = settings_.gid_map.to_host(call.caller.gid);
+    return scope.drop(group ? std::optional{*group} : std::nullopt);
+  }
+  // ALLOW_IDMAP: the guest doesn't say who it is. As if in the group, which is what
+  // HANDLE_KILLPRIV_V2 promises: without group execute a set-group-id bit stays.
+  struct statx stx;
+  TRY(sys::statx(file, STATX_GID, &stx));
+  return scope.drop(stx.stx_gid);
 }
 
 Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,
@@ -185,7 +193,10 @@ Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,
   }
   {
     ScopedWithoutFsetid killing;
-    if ((flags & O_TRUNC) != 0 && kills_set_ids(call, open_flags)) TRY(drop_fsetid(call, killing));
+    if ((flags & O_TRUNC) != 0 && kills_set_ids(call, open_flags)) {
+      const FdRef path = TRY(inodes_->fd(inode));
+      TRY(drop_fsetid(call, path, killing));
+    }
     fd = TRY(open_regular(inode, plan));
   }
   const auto opened = static_cast<std::uint32_t>(plan.flags & ~O_TRUNC);
@@ -249,7 +260,7 @@ Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs
   // Honoured whether or not HANDLE_KILLPRIV_V2 was negotiated: direct I/O asks without it.
   ScopedWithoutFsetid killing;
   if ((args.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0 && TRY(has_set_id(handle)))
-    TRY(drop_fsetid(call, killing));
+    TRY(drop_fsetid(call, handle.fd(), killing));
 
   // Who writes pages back looks for an error only (fuse_writepage_end): a short count would lose
   // the rest without a word. Of direct I/O through the cache a short one is an EIO, whatever the
@@ -307,7 +318,7 @@ Result<> Passthrough::fallocate(fuse::Call& call, const fuse_fallocate_in& in) {
   TRY(drop_capability_xattr(handle));
   // With HANDLE_KILLPRIV_V2 the guest leaves it to us, and has no flag to say so.
   ScopedWithoutFsetid killing;
-  if (call.caller.uid != 0 && TRY(has_set_id(handle))) TRY(drop_fsetid(call, killing));
+  if (call.caller.uid != 0 && TRY(has_set_id(handle))) TRY(drop_fsetid(call, handle.fd(), killing));
   call.scheduler.about_to_block();
   return sys::fallocate(handle.fd(), static_cast<int>(in.mode), in.offset, in.length);
 }
@@ -332,7 +343,7 @@ Result<std::uint64_t> Passthrough::copy_file_range(fuse::Call& call, const fuse:
       static_cast<std::size_t>(std::min(args.length, std::uint64_t{INT64_MAX}));
   if (length > 0) TRY(drop_capability_xattr(to));
   ScopedWithoutFsetid killing;  // as in fallocate
-  if (call.caller.uid != 0 && TRY(has_set_id(to))) TRY(drop_fsetid(call, killing));
+  if (call.caller.uid != 0 && TRY(has_set_id(to))) TRY(drop_fsetid(call, to.fd(), killing));
   return sys::copy_file_range(from.fd(), args.from_offset, to.fd(), args.to_offset, length);
 }
 

@@ -123,6 +123,10 @@ TEST_F(Io, WhoIsInTheGroupKeepsASetGroupIdBitThatNobodyCanUse) {
   EXPECT_EQ(host("a").st_mode & 07777, 02666U);
   ASSERT_TRUE(write(a, handle, "x", 0, O_RDWR, FUSE_WRITE_KILL_SUIDGID, 1000, 1235));
   EXPECT_EQ(host("a").st_mode & 07777, 0666U);
+  // ALLOW_IDMAP: the caller isn't told.
+  ASSERT_EQ(::chmod(path("a").c_str(), 06666), 0);
+  ASSERT_TRUE(write(a, handle, "x", 0, O_RDWR, FUSE_WRITE_KILL_SUIDGID, ~0U, ~0U));
+  EXPECT_EQ(host("a").st_mode & 07777, 02666U);
   EXPECT_EQ(sys::fs_gid(), 0U);
 }
 

@@ -208,7 +208,8 @@ class Passthrough final : public fuse::FileSystem {
   }
   // Whether an open that truncates takes set-id bits off, and how anything does.
   static bool kills_set_ids(const fuse::Call& call, std::uint32_t open_flags);
-  Result<> drop_fsetid(const fuse::Call& call, ScopedWithoutFsetid& scope) const;
+  // Off `file`, that is.
+  Result<> drop_fsetid(const fuse::Call& call, FdRef file, ScopedWithoutFsetid& scope) const;
   Result<> drop_capability_xattr(FdRef fd) const;
   Result<> drop_capability_xattr(const HandleRef& handle) const;
 

@@ -47,9 +47,9 @@ Result<> Passthrough::setxattr(fuse::Call& call, std::string_view name,
   const std::string mapped = TRY(xattr_name(call, name));
   const InodeRef inode = TRY(inodes_->pin(call.node));
   const FdRef fd = TRY(inodes_->fd(inode));
-  // An access ACL may make the caller lose the group: the kernel then takes the bit off.
+  // The guest found that the caller isn't in the group: the kernel then takes the bit off.
   ScopedWithoutFsetid killing;
-  if ((setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) != 0) TRY(drop_fsetid(call, killing));
+  if ((setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) != 0) TRY(killing.drop(std::nullopt));
   return sys::setxattr(fd, mapped.c_str(), value, static_cast<int>(flags));
 }
 

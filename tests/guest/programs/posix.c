@@ -32,6 +32,7 @@
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <sys/utsname.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
@@ -597,7 +598,7 @@ static void test_sticky(void) {
   EACH(uid_t, folder, owners)
   EACH(uid_t, owner, owners)
   EACH(mode_t, mode, modes)
-      EACH(struct caller* const, who, callers) for (int directory = 0; directory < 2; ++directory) {
+  EACH(struct caller* const, who, callers) for (int directory = 0; directory < 2; ++directory) {
     if (passed_over(5)) continue;
     about("sticky folder %d %04o entry %s %d caller %s", *folder, *mode,
           directory ? "folder" : "file", *owner, (*who)->name);
@@ -1292,7 +1293,17 @@ static long change(int how, int fd, const char* name) {
   }
 }
 
+// From Linux 6.12 on FUSE may leave out who asks, but for what makes something. Then a file
+// system can't tell root where no flag does, and takes everybody for one of the group.
+static bool callers_untold(void) {
+  struct utsname system;
+  int major = 0, minor = 0;
+  EXPECT(uname(&system) == 0 && sscanf(system.release, "%d.%d", &major, &minor) == 2);
+  return major > 6 || (major == 6 && minor >= 12);
+}
+
 static void test_set_id(void) {
+  const bool untold = callers_untold();
   static const char* const ways[] = {
       "write",     "pwrite", "writev",        "ftruncate",  "ftruncate-up", "truncate",
       "fallocate", "punch",  "write-none",    "open-trunc", "copy",         "sendfile",
@@ -1307,6 +1318,11 @@ static void test_set_id(void) {
       // doesn't say in which groups besides the first one he is, and leaves it alone on chown.
       const bool odd = (*mode & (S_ISGID | S_IXGRP)) == S_ISGID;
       if (odd && (who->count > 0 || strcmp(ways[how], "chown") == 0)) continue;
+      if (odd && untold && who->gid != kGroup) continue;
+      const bool unflagged = strcmp(ways[how], "fallocate") == 0 ||
+                             strcmp(ways[how], "punch") == 0 || strcmp(ways[how], "copy") == 0 ||
+                             strcmp(ways[how], "keep-size") == 0;
+      if (unflagged && untold && who->uid == 0) continue;
       about("set-id %s %s %04o", ways[how], who->name, *mode);
       write_file("file", "data");
       EXPECT(chown("file", kOwner, kGroup) == 0 && chmod("file", *mode) == 0);
