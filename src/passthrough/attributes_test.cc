@@ -84,6 +84,8 @@ TEST_F(Attributes, ANewOwnerTakesASetGroupIdBitOffThatNobodyCanUse) {
   EXPECT_EQ(host("a").st_mode & 07777, 02644U);
   ASSERT_TRUE(give(1000));
   EXPECT_EQ(host("a").st_mode & 07777, 0644U);
+  ASSERT_TRUE(give(~0U));
+  EXPECT_EQ(host("a").st_mode & 07777, 02644U) << "not told, so as if in the group";
 }
 
 TEST_F(Attributes, TruncationThroughAHandleThatMayWriteOrNot) {

@@ -187,15 +187,12 @@ Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,
   if (!inode.is_regular()) return Errno{ENXIO};
   OpenPlan plan = plan_open(call, flags);
   UniqueFd fd;
-  if ((plan.flags & O_TRUNC) != 0) {
-    const FdRef path = TRY(inodes_->fd(inode));
-    TRY(drop_capability_xattr(path));
-  }
   {
     ScopedWithoutFsetid killing;
-    if ((flags & O_TRUNC) != 0 && kills_set_ids(call, open_flags)) {
+    if ((plan.flags & O_TRUNC) != 0) {
       const FdRef path = TRY(inodes_->fd(inode));
-      TRY(drop_fsetid(call, path, killing));
+      TRY(drop_capability_xattr(path));
+      if (kills_set_ids(call, open_flags)) TRY(drop_fsetid(call, path, killing));
     }
     fd = TRY(open_regular(inode, plan));
   }

@@ -162,6 +162,10 @@ TEST_F(Io, AllocatingAndCopyingTakeSetIdBitsOffForOrdinaryUsers) {
   ::chmod(path("a").c_str(), 06755);
   ASSERT_TRUE(copy(1000));
   EXPECT_EQ(host("a").st_mode & 07777, 0755U);
+  // ALLOW_IDMAP: whoever isn't told is taken for an ordinary user.
+  ::chmod(path("a").c_str(), 06755);
+  ASSERT_TRUE(allocate(~0U));
+  EXPECT_EQ(host("a").st_mode & 07777, 0755U);
 }
 
 // Guests without HANDLE_KILLPRIV_V2 don't ask for it.

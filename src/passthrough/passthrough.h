@@ -206,9 +206,9 @@ class Passthrough final : public fuse::FileSystem {
   bool bypasses_cache() const {
     return settings_.cache == CacheMode::kNone || settings_.cache == CacheMode::kMetadata;
   }
-  // Whether an open that truncates takes set-id bits off, and how anything does.
+  // Whether an open that truncates takes set-id bits off.
   static bool kills_set_ids(const fuse::Call& call, std::uint32_t open_flags);
-  // Off `file`, that is.
+  // From here to the end of `scope`, changing `file` takes its set-id bits off as for the caller.
   Result<> drop_fsetid(const fuse::Call& call, FdRef file, ScopedWithoutFsetid& scope) const;
   Result<> drop_capability_xattr(FdRef fd) const;
   Result<> drop_capability_xattr(const HandleRef& handle) const;

@@ -452,7 +452,7 @@ def to_host(guest, host, program):
 
 def daemon_processes(guest):
     """The daemon's processes: the one that was started and its helpers."""
-    pids, todo = [], [guest._daemon.process.pid]
+    pids, todo = [], [guest.daemon.process.pid]
     while todo:
         pids.append(todo.pop())
         for children in Path(f"/proc/{pids[-1]}/task").glob("*/children"):
@@ -577,7 +577,8 @@ def refused(guest, host):
 @case()
 def lost_pages(guest, host):
     """Of pages written back, the host takes a part: the guest is told."""
-    os.truncate(os.open(host / "file", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644), 8 * 4096)
+    with open(host / "file", "wb") as file:
+        file.truncate(8 * 4096)
     for pid in daemon_processes(guest):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (5 * 4096, 5 * 4096))
     guest.run("lost file")

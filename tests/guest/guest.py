@@ -125,7 +125,7 @@ class Guest:
         self.console = self.folder / "console"
         self._received = b""
         self._channel = self._process = None
-        self._daemon = daemon
+        self.daemon = daemon
         try:
             words = f"guest_kind={kind} share_tag={tag} share_options={mount}"
             if kind == "uml":
@@ -178,13 +178,13 @@ class Guest:
         while b"\n" not in self._received:
             readable = select.select([self._channel], [], [], 0.5)[0]
             data = self._channel.recv(65536) if readable else b""
-            if not readable and self._daemon.process.poll() is None and time.monotonic() < self.deadline:
+            if not readable and self.daemon.process.poll() is None and time.monotonic() < self.deadline:
                 continue
             if not data:
                 what = ("went away" if readable else "has lost its daemon"
-                        if self._daemon.process.poll() is not None else "is out of time")
+                        if self.daemon.process.poll() is not None else "is out of time")
                 raise Failed(f"the {self.kind} guest {what}.\nIts console:\n{tail(self.console)}\n"
-                             f"The daemon:\n{tail(self._daemon.log)}")
+                             f"The daemon:\n{tail(self.daemon.log)}")
             self._received += data
         line, self._received = self._received.split(b"\n", 1)
         return line.decode().strip("\r")
@@ -194,7 +194,7 @@ class Guest:
         got, _, rest = line.partition(" ")
         if got != word:
             raise Failed(f"the {self.kind} guest says: {line[:2000]}\nIts console:\n{tail(self.console)}\n"
-                         f"The daemon:\n{tail(self._daemon.log)}")
+                         f"The daemon:\n{tail(self.daemon.log)}")
         return rest
 
     def try_run(self, script):
@@ -210,7 +210,7 @@ class Guest:
         status, out, err = self.try_run(script)
         if status != 0:
             raise Failed(f"status {status} in the {self.kind} guest of:\n{script}\n{out}{err}\n"
-                         f"Its console:\n{tail(self.console, 20)}\nThe daemon:\n{tail(self._daemon.log, 20)}")
+                         f"Its console:\n{tail(self.console, 20)}\nThe daemon:\n{tail(self.daemon.log, 20)}")
         return out
 
     def power_off(self):
