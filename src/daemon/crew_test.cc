@@ -356,7 +356,8 @@ TEST_F(CrewHelp, ThatGetsStuckDelaysNobody) {
     return true;
   };
   EXPECT_TRUE(soon(all_but_the_stuck));
-  EXPECT_EQ(files_.waiting(), kMany / 50U);
+  // The last is taken after the last that was answered.
+  EXPECT_TRUE(soon([&] { return files_.waiting() == kMany / 50U; }));
 }
 
 TEST_F(CrewHelp, EndsWithTheCrew) {
