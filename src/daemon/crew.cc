@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "base/check.h"
@@ -125,6 +126,7 @@ class Crew::Hand final : public fuse::Scheduler {
     leads_ = true;
     helps_ = false;
     announced_ = false;
+    turn_.reset();
   }
   void begin_to_help() {
     leads_ = false;
@@ -138,6 +140,7 @@ class Crew::Hand final : public fuse::Scheduler {
     std::uint64_t expected = state_;
     leads_ = crew_.lead_.compare_exchange_strong(expected, (state_ & ~kPhaseMask) | kRing,
                                                  std::memory_order_acq_rel);
+    if (leads_ && turn_) crew_.help_policy_.takes_turn(turn_->value);
     return leads_;
   }
 
@@ -148,6 +151,10 @@ class Crew::Hand final : public fuse::Scheduler {
       announced_at_ = Clock::now();
     }
     if (crew_.blocks_are_long()) give_place_away();
+  }
+
+  void takes_turn(NodeId node) override {
+    turn_ = node;  // told to the policy when the request is over: it is the leader's only
   }
 
   Result<> about_to_wait_for_lock() override {
@@ -200,6 +207,7 @@ class Crew::Hand final : public fuse::Scheduler {
   bool helps_ = false;
   bool announced_ = false;  // this request said that it may block, then:
   Clock::time_point announced_at_;
+  std::optional<NodeId> turn_;  // what this request takes turns on
 };
 
 // ---- Crew ---------------------------------------------------------------------

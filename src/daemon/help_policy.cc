@@ -19,6 +19,11 @@ void HelpPolicy::note_progress(std::uint32_t popped, Clock::time_point now) {
     const std::chrono::nanoseconds time = lasted;
     return static_cast<std::uint64_t>(time.count()) / std::max(popped - popped_, 1U);
   };
+  if (turns_ >= kTurnsInRow) {
+    // Nothing to learn about help here; and it may pay at once when this is over.
+    enter(Phase::kSettleAlone, popped, now);
+    return;
+  }
   switch (phase_) {
     case Phase::kSettleAlone:
       if (lasted >= kSettle) enter(Phase::kAlone, popped, now);

@@ -6,12 +6,14 @@
 // changes of one directory), or where the driver needs that processor itself.
 //
 // That is found out by trying: some requests alone, some with help, and the
-// better of the two for a while. The leader's own; no locks, and a look at the
-// clock once in sixteen requests.
+// better of the two for a while. It isn't tried where the requests say themselves
+// that they take turns. The leader's own; no locks, and a look at the clock once
+// in sixteen requests.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <utility>
 
 namespace virtiofsd {
 
@@ -23,6 +25,7 @@ class HelpPolicy {
   // True when note_progress is to be called.
   bool begin_request(std::uint32_t behind) {
     if (behind > deepest_) deepest_ = behind;
+    if (!std::exchange(took_turn_, false)) turns_ = 0;
     return ++requests_ % kLookOneIn == 0;
   }
   // `popped`: how many requests the queue has handed out, to anyone; may wrap.
@@ -30,8 +33,18 @@ class HelpPolicy {
   // The leader slept, which is not what requests take.
   void slept(Clock::duration time) { slept_ += time; }
 
+  // The request that was begun waited, for nearly all of its time, until others of this object were
+  // done with it.
+  void takes_turn(std::uint64_t object) {
+    turns_ = object == object_ ? turns_ + 1 : 0;
+    object_ = object;
+    took_turn_ = true;
+  }
+
   // Whether there may be a helper, and whether one should come with so much work ahead.
-  bool may_be_helped() const { return phase_ >= Phase::kSettleHelped && phase_ <= Phase::kHelped; }
+  bool may_be_helped() const {
+    return phase_ >= Phase::kSettleHelped && phase_ <= Phase::kHelped && turns_ < kTurnsInRow;
+  }
   bool wants_help(std::uint32_t behind) const {
     return may_be_helped() && behind * alone_ns_ >= kWorthWaking;
   }
@@ -48,6 +61,8 @@ class HelpPolicy {
   static constexpr std::chrono::milliseconds kLongestPause{6400};
   // Nanoseconds of work: a wake-up takes a tenth of it, or a half on a bad day.
   static constexpr std::uint64_t kWorthWaking = 40'000;
+  // So many requests of one object, each taking turns, with no other between them.
+  static constexpr std::uint32_t kTurnsInRow = 8;
 
  private:
   enum class Phase : std::uint8_t {
@@ -66,6 +81,9 @@ class HelpPolicy {
   Clock::duration pause_ = kShortestPause;
 
   std::uint32_t requests_ = 0;
+  std::uint64_t object_ = 0;
+  std::uint32_t turns_ = 0;
+  bool took_turn_ = false;  // the request that was begun last
   // Since the phase began:
   Clock::time_point begun_;
   Clock::duration slept_{};

@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <optional>
+
 namespace virtiofsd {
 namespace {
 
@@ -20,6 +23,9 @@ class HelpPolicyTest : public ::testing::Test {
       (help ? with_help_ : without_)++;
       ++popped_;
       if (policy_.begin_request(behind)) policy_.note_progress(popped_, now_);
+      if (object_) {
+        if (const auto object = object_()) policy_.takes_turn(*object);
+      }
     }
   }
   double share_with_help() {
@@ -29,6 +35,7 @@ class HelpPolicyTest : public ::testing::Test {
     return share;
   }
 
+  std::function<std::optional<std::uint64_t>()> object_;  // that the next request takes turns on
   HelpPolicy policy_;
   HelpPolicy::Clock::time_point now_ = HelpPolicy::Clock::time_point(1h);
   std::uint32_t popped_ = 0xffff'ff00;  // wraps soon
@@ -74,6 +81,32 @@ TEST_F(HelpPolicyTest, LittleWorkAheadIsNoReason) {
   // The same requests, were they slower.
   work(1s, 5us, 2500ns, 9);
   EXPECT_GT(share_with_help(), 0.9);
+}
+
+TEST_F(HelpPolicyTest, WhereRequestsTakeTurnsItIsNotTried) {
+  object_ = [] { return 7; };
+  work(1s, 40us, 20us, 30);
+  EXPECT_LT(share_with_help(), 0.001);
+  // And that is no reason against it afterwards.
+  object_ = nullptr;
+  work(20ms, 4us, 2us, 30);
+  share_with_help();
+  work(100ms, 4us, 2us, 30);
+  EXPECT_EQ(share_with_help(), 1);
+}
+
+TEST_F(HelpPolicyTest, TurnsOnManyObjectsAreNotInEachOthersWay) {
+  std::uint64_t next = 0;
+  object_ = [&next] { return ++next % 4; };
+  work(1s, 40us, 20us, 30);
+  EXPECT_GT(share_with_help(), 0.95);
+}
+
+TEST_F(HelpPolicyTest, AFewTurnsInARowAreNoReason) {
+  int number = 0;
+  object_ = [&number] { return ++number % 8 == 0 ? std::nullopt : std::optional{7}; };
+  work(1s, 40us, 20us, 30);
+  EXPECT_GT(share_with_help(), 0.95);
 }
 
 TEST_F(HelpPolicyTest, WhatTheLeaderSleptIsNotCounted) {

@@ -41,6 +41,9 @@ class Scheduler {
   // This request may take long: let another thread lead the queue meanwhile.
   // Idempotent and cheap when the lead is gone already.
   virtual void about_to_block() = 0;
+  // This request will wait, for nearly all of its time, until others of the same kind on this node
+  // are done: a second thread for them gains nothing.
+  virtual void takes_turn(NodeId node) = 0;
   // As above, for a wait without bound on a lock. ENOLCK when too many wait already.
   // Pairs with lock_wait_ended.
   virtual Result<> about_to_wait_for_lock() = 0;
@@ -52,6 +55,7 @@ class Scheduler {
 class NullScheduler final : public Scheduler {
  public:
   void about_to_block() override {}
+  void takes_turn(NodeId) override {}
   Result<> about_to_wait_for_lock() override { return {}; }
   void lock_wait_ended() override {}
   bool stopping() const override { return false; }

@@ -86,6 +86,10 @@ class BufferedTwin {
   bool usable_ = true;
 };
 
+// A WRITE holds the file's lock while it copies (generic_file_write_iter and its like), which from
+// this many bytes on is nearly all it does.
+constexpr std::size_t kTakesTurns = 32U << 10;
+
 bool is_direct(const HandleRef& handle) {
   return (handle.open_flags() & O_DIRECT) != 0;
 }
@@ -264,6 +268,7 @@ Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs
   // cause (fuse_get_res_by_io).
   const bool whole = from_cache || ((args.flags & O_DIRECT) != 0 && !bypasses_cache());
   if (data.size() > 0) TRY(drop_capability_xattr(handle));
+  if (data.size() >= kTakesTurns && !is_direct(handle)) call.scheduler.takes_turn(call.node);
   std::size_t done = 0;
   while (done < data.size()) {
     auto put = sys::pwritev2(handle.fd(), data, done, args.offset + done, flags);

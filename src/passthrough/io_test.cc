@@ -52,6 +52,19 @@ TEST_F(Io, AShortReadFromTheCacheIsCompletedFromTheDisk) {
             std::string(kHalf, 'a') + std::string(kHalf, 'b'));
 }
 
+// By this a crew knows that a second thread would only wait.
+TEST_F(Io, LargeWritesSayThatTheyTakeTurns) {
+  write_file("a", "");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR);
+  ASSERT_TRUE(write(a, handle, std::string(4096, 'x'), 0));
+  EXPECT_EQ(scheduler_.turns, 0);
+  ASSERT_TRUE(write(a, handle, std::string(128 << 10, 'x'), 0));
+  EXPECT_EQ(scheduler_.turns, 1);
+  ASSERT_EQ(read(a, handle, 0, 128 << 10).size(), 128U << 10);
+  EXPECT_EQ(scheduler_.turns, 1) << "reads don't wait for each other";
+}
+
 TEST_F(Io, OpensNothingButRegularFiles) {
   ASSERT_EQ(::mkfifo(path("fifo").c_str(), 0666), 0);
   ASSERT_EQ(::mknod(path("null").c_str(), S_IFCHR | 0666, 0x103), 0);

@@ -66,6 +66,7 @@ class FileOpener final : public LockOpener {
 class CountingScheduler final : public fuse::Scheduler {
  public:
   void about_to_block() override {}
+  void takes_turn(NodeId) override {}
   Result<> about_to_wait_for_lock() override {
     if (refuses) return Errno{ENOLCK};
     ++begun;

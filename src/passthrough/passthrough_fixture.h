@@ -28,11 +28,13 @@ namespace virtiofsd {
 class CountingScheduler final : public fuse::Scheduler {
  public:
   void about_to_block() override { blocks++; }
+  void takes_turn(NodeId) override { turns++; }
   Result<> about_to_wait_for_lock() override { return {}; }
   void lock_wait_ended() override {}
   bool stopping() const override { return false; }
 
   int blocks = 0;
+  int turns = 0;
 };
 
 // What `Body` gathered or the kernel put into "guest memory".
