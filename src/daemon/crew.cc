@@ -14,6 +14,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "daemon/signal_policy.h"
 #include "sys/events.h"
 
 namespace virtiofsd {
@@ -66,12 +67,7 @@ UniqueFd must(int fd) {
   return UniqueFd{fd};
 }
 
-// Completions are published one by one and signalled together: when the ring
-// is empty, after so many (more where many wait), or after a request that moved
-// this much data. The first signal of a burst comes early, for a driver that
-// sleeps until all its requests are done hands out nothing meanwhile, and then
-// this thread sleeps.
-// A driver that is awake asks for no signal, so most of them cost nothing.
+// Tells the driver of a burst's completions, at the latest when it goes.
 class Signals {
  public:
   explicit Signals(virtio::Queue& queue) : queue_(queue) {}
@@ -81,27 +77,17 @@ class Signals {
 
   // A request that moved so many bytes is published; `behind` more wait.
   void pushed(std::size_t bytes, std::uint32_t behind) {
-    if (++unsignalled_ < batch_ && bytes < kLargeRequest) return;
-    queue_.signal();
-    unsignalled_ = 0;
-    batch_ = std::min(batch_ * 2, std::clamp(behind / 2, kLargestBatch, kLargestDeepBatch));
+    if (policy_.pushed(bytes, behind)) queue_.signal();
   }
   // The burst is over.
   void flush() {
+    policy_.begin_burst();
     queue_.signal();
-    unsignalled_ = 0;
-    batch_ = kFirstBatch;
   }
 
  private:
-  static constexpr std::uint32_t kFirstBatch = 2;
-  static constexpr std::uint32_t kLargestBatch = 8;
-  static constexpr std::uint32_t kLargestDeepBatch = 32;
-  static constexpr std::size_t kLargeRequest = 32U << 10;
-
   virtio::Queue& queue_;
-  std::uint32_t unsignalled_ = 0;
-  std::uint32_t batch_ = kFirstBatch;
+  SignalPolicy policy_;
 };
 
 }  // namespace
