@@ -451,21 +451,27 @@ void Crew::call_helper() {
   }
 }
 
+std::uint32_t Crew::serve(Hand& hand, const virtio::Chain& chain) {
+  return dispatcher_.serve(chain.readable, chain.writable, chain.faulted, hand, hand.scratch);
+}
+
 void Crew::help(Hand& hand) {
   Signals signals(queue_);
   virtio::Chain chain;
-  while (!stopping_.load(std::memory_order_relaxed) &&
-         !dismissed_.load(std::memory_order_relaxed)) {
-    const Result<bool> popped = queue_.pop(hand.chain_scratch, chain);
-    if (!popped || !*popped) break;
+  Result<bool> popped = queue_.pop(hand.chain_scratch, chain);
+  while (popped && *popped) {
     hand.begin_to_help();
     const std::size_t request_size = chain.readable.size();
-    const std::uint32_t written =
-        dispatcher_.serve(chain.readable, chain.writable, chain.faulted, hand, hand.scratch);
-    const bool still_helps = hand.end();
-    queue_.push(chain, written);
-    if (!still_helps) return;
-    signals.pushed(std::max<std::size_t>(request_size, written), chain.behind);
+    const std::uint32_t behind = chain.behind;
+    const std::uint32_t written = serve(hand, chain);
+    if (!hand.end()) return queue_.push(chain, written);
+    if (stopping_.load(std::memory_order_relaxed) || dismissed_.load(std::memory_order_relaxed)) {
+      queue_.push(chain, written);
+      popped = false;
+    } else {
+      popped = queue_.push_and_pop(written, hand.chain_scratch, chain);
+    }
+    signals.pushed(std::max<std::size_t>(request_size, written), behind);
   }
   stop_helping();
 }
@@ -477,32 +483,34 @@ void Crew::lead(Hand& hand) {
   Signals signals(queue_);
   virtio::Chain chain;
 
+  Result<bool> popped = false;
   while (!stopping_.load(std::memory_order_relaxed)) {
-    const Result<bool> popped = queue_.pop(hand.chain_scratch, chain);
-    if (!popped || !*popped) {
-      // Empty; or broken, and then only a reset makes it go on.
-      signals.flush();
-      if (popped && poll_for_work()) continue;
-      // A sleeping thread must not keep a mapping of guest memory alive.
-      hand.chain_scratch.memory.reset();
-      if (!wait_for_work()) break;
-      continue;
+    popped = queue_.pop(hand.chain_scratch, chain);
+    while (popped && *popped) {
+      consider_help(chain);
+      state += kStep;
+      const std::uint64_t serving = (state & ~kPhaseMask) | kServing;
+      hand.begin(serving);
+      lead_.store(serving, std::memory_order_release);
+      const std::size_t request_size = chain.readable.size();
+      const std::uint32_t behind = chain.behind;
+      const std::uint32_t written = serve(hand, chain);
+      if (!hand.end()) return queue_.push(chain, written);
+      if (stopping_.load(std::memory_order_relaxed)) {
+        queue_.push(chain, written);
+        break;
+      }
+      popped = queue_.push_and_pop(written, hand.chain_scratch, chain);
+      signals.pushed(std::max<std::size_t>(request_size, written), behind);
     }
-
-    consider_help(chain);
-    state += kStep;
-    const std::uint64_t serving = (state & ~kPhaseMask) | kServing;
-    hand.begin(serving);
-    lead_.store(serving, std::memory_order_release);
-    const std::size_t request_size = chain.readable.size();
-    const std::uint32_t written =
-        dispatcher_.serve(chain.readable, chain.writable, chain.faulted, hand, hand.scratch);
-    const bool still_leads = hand.end();
-    queue_.push(chain, written);
-    if (!still_leads) return;
-    signals.pushed(std::max<std::size_t>(request_size, written), chain.behind);
+    signals.flush();
+    if (stopping_.load(std::memory_order_relaxed)) break;
+    // Empty; or broken, and then only a reset makes it go on.
+    if (popped && poll_for_work()) continue;
+    // A sleeping thread must not keep a mapping of guest memory alive.
+    hand.chain_scratch.memory.reset();
+    if (!wait_for_work()) break;
   }
-  signals.flush();
   lead_.store((state & ~kPhaseMask) | kVacant, std::memory_order_release);
 }
 

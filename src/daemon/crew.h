@@ -94,6 +94,7 @@ class Crew {
   void thread_main();
   void lead(Hand& hand);
   void help(Hand& hand);
+  std::uint32_t serve(Hand& hand, const virtio::Chain& chain);
   void consider_help(const virtio::Chain& chain);
   void call_helper();
   void stop_helping() { helpers_.fetch_sub(1, std::memory_order_release); }

@@ -269,34 +269,51 @@ void Queue::reset() {
 }
 
 Result<bool> Queue::pop(ChainScratch& scratch, Chain& chain) {
-  Errno error{EBADMSG};
-  {
-    // A table this thread was the last to hold is unmapped after the lock.
-    std::shared_ptr<const GuestMemory> old_memory;
+  // A table this thread was the last to hold is unmapped after the lock.
+  std::shared_ptr<const GuestMemory> old_memory;
+  Result<bool> got = [&] {
     Lock lock(mutex_);
-    if (!serving()) return false;
-    // Counting a reference costs more than the rest of this; tables rarely change.
-    if (scratch.memory != memory_) old_memory = std::exchange(scratch.memory, memory_);
-    // A driver that makes more available than it has slots lies about its ring.
-    const bool full = in_flight_ == size_;
-    Result<bool> got =
-        split_ ? split_->pop(*memory_, scratch, chain) : packed_->pop(*memory_, scratch, chain);
-    if (got && !*got) return false;
-    if (got && !full) {
-      chain.sequence = next_sequence_++;
-      ++in_flight_;
-      peek_position_.store(split_ ? split_->next_available() : packed_->next_available().encode(),
-                           std::memory_order_relaxed);
-      return true;
-    }
-    if (!got) error = got.error();
-  }
-  fail(error);
-  return error;
+    return take(scratch, chain, old_memory);
+  }();
+  if (!got) fail(got.error());
+  return got;
 }
 
 void Queue::push(const Chain& chain, std::uint32_t written) {
   Lock lock(mutex_);
+  give_back(chain, written);
+}
+
+Result<bool> Queue::push_and_pop(std::uint32_t written, ChainScratch& scratch, Chain& chain) {
+  std::shared_ptr<const GuestMemory> old_memory;
+  Result<bool> got = [&] {
+    Lock lock(mutex_);
+    give_back(chain, written);
+    return take(scratch, chain, old_memory);
+  }();
+  if (!got) fail(got.error());
+  return got;
+}
+
+Result<bool> Queue::take(ChainScratch& scratch, Chain& chain,
+                         std::shared_ptr<const GuestMemory>& old_memory) {
+  if (!serving()) return false;
+  // Counting a reference costs more than the rest of this; tables rarely change.
+  if (scratch.memory != memory_) old_memory = std::exchange(scratch.memory, memory_);
+  // A driver that makes more available than it has slots lies about its ring.
+  const bool full = in_flight_ == size_;
+  Result<bool> got =
+      split_ ? split_->pop(*memory_, scratch, chain) : packed_->pop(*memory_, scratch, chain);
+  if (!got || !*got) return got;
+  if (full) return Errno{EBADMSG};
+  chain.sequence = next_sequence_++;
+  ++in_flight_;
+  peek_position_.store(split_ ? split_->next_available() : packed_->next_available().encode(),
+                       std::memory_order_relaxed);
+  return true;
+}
+
+void Queue::give_back(const Chain& chain, std::uint32_t written) {
   CHECK(in_flight_ > 0);
   if ((features_ & kLogAll) != 0 && dirty_log_ != nullptr) log_writes(chain, written);
   if (held_.empty()) {

@@ -108,6 +108,9 @@ class Queue {
   // The driver can see it when this returns, with IN_ORDER when its turn has
   // come. Chains may come back in any order.
   void push(const Chain& chain, std::uint32_t written) EXCLUDES(mutex_);
+  // push, then pop into the same chain, with the lock taken once.
+  Result<bool> push_and_pop(std::uint32_t written, ChainScratch& scratch, Chain& chain)
+      EXCLUDES(mutex_);
   // One notification at most for everything pushed since the last call, and
   // none if the driver wants none. One system call or none.
   void signal() EXCLUDES(mutex_);
@@ -158,6 +161,9 @@ class Queue {
   void close_gate() REQUIRES(mutex_);
   void open_gate_if_serving() REQUIRES(mutex_);
 
+  Result<bool> take(ChainScratch& scratch, Chain& chain,
+                    std::shared_ptr<const GuestMemory>& old_memory) REQUIRES(mutex_);
+  void give_back(const Chain& chain, std::uint32_t written) REQUIRES(mutex_);
   void put(std::uint16_t id, std::uint16_t descriptor_count, std::uint32_t written)
       REQUIRES(mutex_);
   void log_writes(const Chain& chain, std::uint32_t written) REQUIRES(mutex_);

@@ -187,6 +187,34 @@ TEST(Queue, StopWaitsForWhatIsInFlight) {
   EXPECT_EQ(driver.used(0).written, 5U);
 }
 
+TEST(Queue, GivesOneBackAndYieldsTheNext) {
+  SplitDriver driver{4};
+  driver.submit(0, {{kA, 1}, {kC, 8, true}});
+  driver.submit(2, {{kA, 3}});
+  ASSERT_EQ(driver.pop(), "chain");
+  ASSERT_TRUE(*driver.queue.push_and_pop(5, driver.scratch, driver.chain));
+  EXPECT_EQ(driver.used_index(), 1);
+  EXPECT_EQ(driver.used(0).id, 0U);
+  EXPECT_EQ(driver.used(0).written, 5U);
+  EXPECT_EQ(driver.chain.readable.size(), 3U);
+  EXPECT_EQ(driver.queue.in_flight(), 1U);
+  EXPECT_FALSE(*driver.queue.push_and_pop(0, driver.scratch, driver.chain)) << "there is no more";
+  EXPECT_EQ(driver.used_index(), 2);
+  EXPECT_EQ(driver.used(1).id, 2U);
+  EXPECT_EQ(driver.queue.in_flight(), 0U);
+}
+
+TEST(Queue, GivesOneBackWhereTheNextIsMalformed) {
+  SplitDriver driver{4};
+  driver.submit(0, {{kA, 1}});
+  ASSERT_EQ(driver.pop(), "chain");
+  driver.make_available(9);
+  EXPECT_EQ(driver.queue.push_and_pop(0, driver.scratch, driver.chain).error(), Errno{EBADMSG});
+  EXPECT_EQ(driver.used_index(), 1);
+  EXPECT_TRUE(driver.error_signalled());
+  EXPECT_EQ(driver.queue.in_flight(), 0U);
+}
+
 TEST(Queue, DrainsUnderLoadFromManyThreads) {
   for (const std::uint64_t features : {std::uint64_t{0}, kInOrder, kEventIndex}) {
     SplitDriver driver{256, features};
@@ -199,10 +227,16 @@ TEST(Queue, DrainsUnderLoadFromManyThreads) {
         Chain chain;
         while (driver.queue.running()) {
           if (!driver.queue.has_available()) continue;
-          if (!*driver.queue.pop(scratch, chain)) continue;
-          driver.queue.push(chain, 1);
-          driver.queue.signal();
-          ++served;
+          for (bool more = *driver.queue.pop(scratch, chain); more;) {
+            ++served;
+            if (chain.id % 3 == 0) {
+              driver.queue.push(chain, 1);
+              more = false;
+            } else {
+              more = *driver.queue.push_and_pop(1, scratch, chain);
+            }
+            driver.queue.signal();
+          }
         }
       });
     }
