@@ -77,7 +77,7 @@ class Signals {
 
   // A request that moved so many bytes is published; `behind` more wait.
   void pushed(std::size_t bytes, std::uint32_t behind) {
-    if (policy_.pushed(bytes, behind)) queue_.signal();
+    if (policy_.pushed(bytes, behind, queue_.unsignalled())) queue_.signal();
   }
   // The burst is over.
   void flush() {

@@ -21,15 +21,15 @@ class SignalPolicy {
     batch_ = kFirstBatch;
   }
 
-  // A request that moved so many bytes is published; `behind` more wait at least. True when the
-  // driver is to be told now.
-  bool pushed(std::size_t bytes, std::uint32_t behind) {
-    ++unsignalled_;
+  // A request that moved so many bytes is published; `behind` more wait at least, and the driver
+  // wasn't told of `unsignalled` yet, this one and other threads' included. True when it is to be.
+  bool pushed(std::size_t bytes, std::uint32_t behind, std::uint32_t unsignalled) {
+    if (unsignalled <= 1) signalled();  // by another thread
     bytes_ += bytes;
     if (bytes >= kLargeRequest) ++large_;
     // Large ones take long, so the driver shouldn't wait for many.
     const bool large_are_enough = large_ > 0 && (large_ >= behind / 4 || bytes_ >= kMostBytes);
-    if (unsignalled_ < batch_ && !large_are_enough) return false;
+    if (unsignalled < batch_ && !large_are_enough) return false;
     signalled();
     batch_ = std::min(batch_ * 2, std::clamp(behind / 2, kLargestBatch, kLargestDeepBatch));
     return true;
@@ -43,14 +43,12 @@ class SignalPolicy {
 
  private:
   void signalled() {
-    unsignalled_ = 0;
     large_ = 0;
     bytes_ = 0;
   }
 
   std::uint32_t batch_ = kFirstBatch;
-  // Since the last signal:
-  std::uint32_t unsignalled_ = 0;
+  // Of this thread's since the last signal:
   std::uint32_t large_ = 0;
   std::size_t bytes_ = 0;
 };

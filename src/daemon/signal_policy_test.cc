@@ -13,7 +13,7 @@ std::vector<int> batches(std::size_t bytes, std::uint32_t behind, std::size_t co
   SignalPolicy policy;
   std::vector<int> sizes;
   for (int size = 1; sizes.size() < count; ++size) {
-    if (!policy.pushed(bytes, behind)) continue;
+    if (!policy.pushed(bytes, behind, static_cast<std::uint32_t>(size))) continue;
     sizes.push_back(size);
     size = 0;
   }
@@ -45,10 +45,25 @@ TEST(SignalPolicy, OfLargeRequestsNoMoreThanAMegabyte) {
 
 TEST(SignalPolicy, ANewBurstBeginsSmallAgain) {
   SignalPolicy policy;
-  for (int i = 0; i < 100; ++i) (void)policy.pushed(100, 100);
+  for (int i = 0; i < 100; ++i) (void)policy.pushed(100, 100, 50);
   policy.begin_burst();
-  EXPECT_FALSE(policy.pushed(100, 100));
-  EXPECT_TRUE(policy.pushed(100, 100));
+  EXPECT_FALSE(policy.pushed(100, 100, 1));
+  EXPECT_TRUE(policy.pushed(100, 100, 2));
+}
+
+TEST(SignalPolicy, WhatAnotherThreadPublishedIsToldTogether) {
+  SignalPolicy policy;
+  EXPECT_TRUE(policy.pushed(100, 100, 2));
+  // Every second is the other's.
+  EXPECT_FALSE(policy.pushed(100, 100, 1));
+  EXPECT_FALSE(policy.pushed(100, 100, 3));
+  EXPECT_TRUE(policy.pushed(100, 100, 5));
+}
+
+TEST(SignalPolicy, WhatAnotherThreadToldOfIsToldOnce) {
+  SignalPolicy policy;
+  for (int i = 0; i < 7; ++i) EXPECT_FALSE(policy.pushed(128 << 10, 100, 1)) << i;
+  EXPECT_FALSE(policy.pushed(128 << 10, 100, 1)) << "it wasn't a megabyte since";
 }
 
 }  // namespace

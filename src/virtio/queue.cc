@@ -337,6 +337,7 @@ void Queue::give_back(const Chain& chain, std::uint32_t written) {
     split_->publish();
     log_device_area(0, kUsedHeadBytes);
   }
+  unsignalled_.store(unsignalled() + 1, std::memory_order_relaxed);
   if (--in_flight_ == 0 && !running_) drained_.notify_all();
 }
 
@@ -381,6 +382,7 @@ void Queue::signal() {
   std::shared_ptr<const sys::Notifier> call;
   {
     Lock lock(mutex_);
+    unsignalled_.store(0, std::memory_order_relaxed);
     const bool idle = in_flight_ == 0;
     const bool wanted = split_ ? split_->take_signal(idle) : packed_ && packed_->take_signal(idle);
     if (!wanted) return;

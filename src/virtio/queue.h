@@ -114,6 +114,8 @@ class Queue {
   // One notification at most for everything pushed since the last call, and
   // none if the driver wants none. One system call or none.
   void signal() EXCLUDES(mutex_);
+  // Chains given back since the last signal, by anyone. Takes no lock: a moment later it's another.
+  std::uint32_t unsignalled() const { return unsignalled_.load(std::memory_order_relaxed); }
   // Asks the driver not to kick while we look at the ring anyway.
   void suppress_kicks() EXCLUDES(mutex_);
   // Asks for kicks again. True when something became available meanwhile: look
@@ -201,6 +203,8 @@ class Queue {
   std::uint32_t next_sequence_ GUARDED_BY(mutex_) = 0;
   std::uint32_t next_in_order_ GUARDED_BY(mutex_) = 0;
   std::vector<Held> held_ GUARDED_BY(mutex_);  // IN_ORDER: a slot per chain in flight
+
+  std::atomic<std::uint32_t> unsignalled_{0};  // changes under the lock only
 
   // The gate. A peeker counts itself in, then looks whether it is open; whoever
   // closes it waits until nobody is inside. What is behind it changes only while
