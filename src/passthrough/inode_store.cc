@@ -2,8 +2,6 @@
 #include "passthrough/inode_store.h"
 
 #include <fcntl.h>
-#include <sys/sysmacros.h>
-#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -13,13 +11,14 @@
 #include <cstring>
 #include <optional>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "base/sync.h"
+#include "passthrough/file_identity.h"
+#include "passthrough/inode_index.h"
 #include "state/blobs.h"
 #include "state/records.h"
 #include "state/slab.h"
@@ -28,10 +27,7 @@
 namespace virtiofsd {
 namespace {
 
-using InodeSlab = Slab<InodeRecord, &InodeRecord::next_by_identity>;
-
 constexpr std::uint32_t kRootSlot = 1;
-constexpr std::size_t kShards = 64;
 constexpr std::size_t kStripes = 256;
 constexpr std::uint32_t kMaxHandleRecords = 1U << 20;
 constexpr std::size_t kMaxDepth = 1U << 16;  // of a walk from a cold inode up to a hot one
@@ -40,53 +36,13 @@ constexpr std::uint32_t kDemotionBatch = 32;
 constexpr int kWarmUpAttempts = 4;
 constexpr Errno kMovedMeanwhile{EAGAIN};
 
-// A file this old can't share its inode number *and* birth time with a later
-// one: file systems stamp births from a clock that ticks at least every 10 ms.
-constexpr std::int64_t kSettledNs = 100'000'000;
-
-constexpr std::int64_t kNsPerSecond = 1'000'000'000;
-
-// File systems whose birth time is set once, by this host's clock, at the
-// moment the inode number is taken (linux/magic.h names, f_type of statfs).
-bool birth_identifies(long fs_type) {
-  switch (static_cast<unsigned long>(fs_type) & 0xffffffffUL) {
-    case 0xEF53:      // ext2, ext3, ext4
-    case 0x58465342:  // xfs
-    case 0x9123683E:  // btrfs
-    case 0x01021994:  // tmpfs
-    case 0xF2F52010:  // f2fs
-      return true;
-    default:
-      return false;
-  }
-}
-
-std::int64_t now_ns() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
-  return now.tv_sec * kNsPerSecond + now.tv_nsec;
-}
-
-bool settled(std::int64_t birth) {
-  return birth != 0 && now_ns() - birth >= kSettledNs;
-}
-
-std::uint64_t mix(std::uint64_t x) {
-  x ^= x >> 32;
-  x *= 0xd6e8feb86659fd93U;
-  x ^= x >> 32;
-  x *= 0xd6e8feb86659fd93U;
-  x ^= x >> 32;
-  return x;
-}
-
 std::uint32_t hash_name(std::string_view name) {
   std::uint64_t hash = name.size();
   while (!name.empty()) {
     std::uint64_t word = 0;
     const std::size_t n = name.size() < sizeof word ? name.size() : sizeof word;
     std::memcpy(&word, name.data(), n);
-    hash = mix(hash ^ word);
+    hash = mix_bits(hash ^ word);
     name.remove_prefix(n);
   }
   return static_cast<std::uint32_t>(hash) | 1U;  // 0 means no name
@@ -99,17 +55,6 @@ Result<UniqueFd> open_parent(FdRef directory) {
   return fd;
 }
 
-struct Identity {
-  std::uint64_t ino = 0;
-  std::int64_t birth = 0;
-  std::uint16_t mount = 0;
-  // Never changes either: where birth times say nothing, a device that took
-  // over a removed file's number must not pass for that file.
-  std::uint8_t type = 0;
-
-  std::uint64_t hash() const { return mix(ino ^ mix(static_cast<std::uint64_t>(birth) + mount)); }
-};
-
 constexpr NodeId node_id(std::uint32_t slot, std::uint32_t generation) {
   return NodeId{(std::uint64_t{generation} << 32) | slot};
 }
@@ -118,38 +63,6 @@ constexpr std::uint32_t slot_of(NodeId id) {
 }
 constexpr std::uint32_t generation_of(NodeId id) {
   return static_cast<std::uint32_t>(id.value >> 32);
-}
-
-// A mount as statx names it; the root's has index 0.
-struct MountKey {
-  std::uint64_t device = 0;
-  std::uint64_t id = 0;
-  friend bool operator==(const MountKey&, const MountKey&) = default;
-};
-struct MountKeyHash {
-  std::size_t operator()(const MountKey& key) const { return mix(key.device ^ mix(key.id)); }
-};
-struct Mount {
-  std::uint16_t index = 0;
-  bool by_birth = false;
-};
-
-MountKey mount_key(const struct statx& stx) {
-  return {gnu_dev_makedev(stx.stx_dev_major, stx.stx_dev_minor),
-          (stx.stx_mask & STATX_MNT_ID) != 0 ? stx.stx_mnt_id : 0};
-}
-
-std::uint8_t type_of(const struct statx& stx) {
-  return static_cast<std::uint8_t>((stx.stx_mode & S_IFMT) >> 12);
-}
-
-std::int64_t birth_of(const struct statx& stx) {
-  if ((stx.stx_mask & STATX_BTIME) == 0) return 0;
-  return stx.stx_btime.tv_sec * kNsPerSecond + stx.stx_btime.tv_nsec;
-}
-
-Identity identity_of(const InodeRecord& record) {
-  return {.ino = record.ino, .birth = record.birth, .mount = record.mount, .type = record.type};
 }
 
 struct KnownName {
@@ -168,85 +81,40 @@ struct InodeStore::State {
   // how often a guest could make it.
   enum class Room : std::uint8_t { kMake, kAsThereIs };
 
-  struct Shard {
-    Mutex mutex;
-    std::vector<std::uint32_t> buckets GUARDED_BY(mutex) = std::vector<std::uint32_t>(16);
-    std::uint32_t count GUARDED_BY(mutex) = 0;
-  };
-
   State(UniqueFd root_fd, Settings wanted)
       : settings(std::move(wanted)),
         arena(settings.arena),
         inodes(arena->section(SectionKind::kInodes)),
+        index(inodes),
         blobs(arena->section(SectionKind::kBlobs)),
         root(std::move(root_fd)) {}
 
   Settings settings;
   std::shared_ptr<Arena> arena;
   InodeSlab inodes;
+  InodeIndex index;
   Blobs blobs;
   UniqueFd root;
   UniqueFd mount_for_handles;  // O_RDONLY on the root's mount, when file handles are used
-  MountKey root_mount;
-  bool root_by_birth = false;
+  Mounts mounts;
 
-  std::array<Shard, kShards> shards;
   // Guard a record's last known name and its turning hot or cold; by slot.
   std::array<Mutex, kStripes> stripes;
-  Mutex mounts_mutex;
-  std::unordered_map<MountKey, Mount, MountKeyHash> mounts GUARDED_BY(mounts_mutex);
 
   std::atomic<std::uint32_t> hot = 0;
   std::atomic<std::uint32_t> hand = 0;
 
-  Shard& shard(std::uint64_t hash) { return shards[hash >> 58]; }
   Mutex& stripe(std::uint32_t slot) { return stripes[slot % kStripes]; }
   InodeRecord& at(std::uint32_t slot) { return inodes.at(slot); }
   NodeId id_of(std::uint32_t slot) {
     return slot == kRootSlot ? NodeId{1} : node_id(slot, inodes.generation(slot));
   }
 
-  // ---- mounts -------------------------------------------------------------
-
-  std::optional<Mount> known_mount(const MountKey& key) {
-    if (key == root_mount) return Mount{0, root_by_birth};
-    Lock lock(mounts_mutex);
-    const auto found = mounts.find(key);
-    if (found == mounts.end()) return std::nullopt;
-    return found->second;
-  }
-
-  // ENFILE past 65535 mounts.
-  Result<Mount> learn_mount(const MountKey& key, FdRef on_it) {
-    struct statfs fs {};
-    if (::fstatfs(on_it.number(), &fs) != 0) return Errno::last();
-    Lock lock(mounts_mutex);
-    const auto found = mounts.find(key);
-    if (found != mounts.end()) return found->second;
-    if (mounts.size() >= 0xffff) return Errno{ENFILE};
-    const Mount mount{static_cast<std::uint16_t>(mounts.size() + 1), birth_identifies(fs.f_type)};
-    mounts.emplace(key, mount);
-    return mount;
-  }
-
-  static Identity identity(const struct statx& stx, const Mount& mount) {
-    return {.ino = stx.stx_ino,
-            .birth = mount.by_birth ? birth_of(stx) : 0,
-            .mount = mount.index,
-            .type = type_of(stx)};
-  }
-
-  static bool is(const InodeRecord& record, const Identity& identity) {
-    return record.ino == identity.ino && record.birth == identity.birth &&
-           record.mount == identity.mount && record.type == identity.type;
-  }
-
   // ESTALE when `stx` describes another file than the record.
   Result<> verify(const InodeRecord& record, const struct statx& stx) {
-    const auto mount = known_mount(mount_key(stx));
-    if (!mount) return Errno{ESTALE};
-    const Identity now = identity(stx, *mount);
-    return is(record, now) ? Result<>{} : Errno{ESTALE};
+    const auto mount = mounts.known(stx);
+    if (!mount || FileIdentity::of(stx, *mount) != identity_of(record)) return Errno{ESTALE};
+    return {};
   }
 
   // ---- pins ---------------------------------------------------------------
@@ -290,14 +158,14 @@ struct InodeStore::State {
     unpin(slot);
   }
 
-  // ---- index by identity ----------------------------------------------------
+  // ---- by identity ------------------------------------------------------------
 
   // Finds and pins; adds `lookups` to what the guest owes.
-  std::optional<std::uint32_t> find(const Identity& identity, std::uint64_t lookups) {
+  std::optional<std::uint32_t> find(const FileIdentity& identity, std::uint64_t lookups) {
     const std::uint64_t hash = identity.hash();
-    Shard& of = shard(hash);
+    InodeIndex::Shard& of = index.shard(hash);
     Lock lock(of.mutex);
-    const std::uint32_t slot = find_locked(of, identity, hash);
+    const std::uint32_t slot = index.find(of, identity, hash);
     if (slot == 0) return std::nullopt;
     // Live while in the index: retiring takes this lock too.
     inodes.add_pin(slot);
@@ -305,64 +173,9 @@ struct InodeStore::State {
     return slot;
   }
 
-  std::uint32_t find_locked(Shard& of, const Identity& identity, std::uint64_t hash)
-      REQUIRES(of.mutex) {
-    std::uint32_t slot = of.buckets[hash & (of.buckets.size() - 1)];
-    while (slot != 0) {
-      const InodeRecord& record = at(slot);
-      if (is(record, identity)) return slot;
-      slot = record.next_by_identity.load(std::memory_order_relaxed);
-    }
-    return 0;
-  }
-
-  void link_locked(Shard& of, std::uint32_t slot, std::uint64_t hash) REQUIRES(of.mutex) {
-    if (of.count >= of.buckets.size()) grow_locked(of);
-    std::uint32_t& bucket = of.buckets[hash & (of.buckets.size() - 1)];
-    at(slot).next_by_identity.store(bucket, std::memory_order_relaxed);
-    bucket = slot;
-    ++of.count;
-  }
-
-  void grow_locked(Shard& of) REQUIRES(of.mutex) {
-    std::vector<std::uint32_t> larger(of.buckets.size() * 2);
-    for (std::uint32_t slot : of.buckets) {
-      while (slot != 0) {
-        InodeRecord& record = at(slot);
-        const std::uint32_t next = record.next_by_identity.load(std::memory_order_relaxed);
-        const std::uint64_t hash = identity_of(record).hash();
-        std::uint32_t& bucket = larger[hash & (larger.size() - 1)];
-        record.next_by_identity.store(bucket, std::memory_order_relaxed);
-        bucket = slot;
-        slot = next;
-      }
-    }
-    of.buckets = std::move(larger);
-  }
-
-  void unlink_locked(Shard& of, std::uint32_t slot, std::uint64_t hash) REQUIRES(of.mutex) {
-    const std::uint32_t next = at(slot).next_by_identity.load(std::memory_order_relaxed);
-    --of.count;
-    std::uint32_t& bucket = of.buckets[hash & (of.buckets.size() - 1)];
-    if (bucket == slot) {
-      bucket = next;
-      return;
-    }
-    std::uint32_t before = bucket;
-    for (;;) {
-      CHECK(before != 0);
-      std::atomic<std::uint32_t>& link = at(before).next_by_identity;
-      if (link.load(std::memory_order_relaxed) == slot) {
-        link.store(next, std::memory_order_relaxed);
-        return;
-      }
-      before = link.load(std::memory_order_relaxed);
-    }
-  }
-
   // A record for this identity, pinned, with one more lookup: the one that is
   // there already, or a new one that takes `fd` (none: cold).
-  Result<std::uint32_t> find_or_insert(const Identity& identity, NodeId parent,
+  Result<std::uint32_t> find_or_insert(const FileIdentity& identity, NodeId parent,
                                        std::optional<Name> name, UniqueFd fd, bool submount) {
     std::uint32_t reference = 0;
     if (name) {
@@ -375,9 +188,9 @@ struct InodeStore::State {
 
     const std::uint64_t hash = identity.hash();
     Result<std::uint32_t> outcome = [&]() -> Result<std::uint32_t> {
-      Shard& of = shard(hash);
+      InodeIndex::Shard& of = index.shard(hash);
       Lock lock(of.mutex);
-      const std::uint32_t known = find_locked(of, identity, hash);
+      const std::uint32_t known = index.find(of, identity, hash);
       if (known != 0) {
         inodes.add_pin(known);
         at(known).lookups.fetch_add(1, std::memory_order_relaxed);
@@ -401,7 +214,7 @@ struct InodeStore::State {
       record.touched.store(cold ? 0 : 1, std::memory_order_relaxed);
       if (fd) hot.fetch_add(1, std::memory_order_relaxed);
       record.fd.store(fd.release(), std::memory_order_relaxed);
-      link_locked(of, slot, hash);
+      index.link(of, slot, hash);
       inodes.publish(slot, 1);
       return slot;
     }();
@@ -463,7 +276,7 @@ struct InodeStore::State {
       }
       if (demote_some() == 0) {
         // Everything is in use or too young to let go: youth passes.
-        const timespec tick{0, kSettledNs / 10};
+        const timespec tick{0, FileIdentity::kSettledNs / 10};
         ::nanosleep(&tick, nullptr);
       }
     }
@@ -505,7 +318,7 @@ struct InodeStore::State {
     if (can_return) {
       // Who pins by id waits while the record is aside; who finds it in the
       // index pins under this lock.
-      Lock lock(shard(hash).mutex);
+      Lock lock(index.shard(hash).mutex);
       if (inodes.generation(slot) == generation_of(id) && inodes.set_aside(slot)) {
         if (record.opens.load(std::memory_order_relaxed) == 0 &&
             inodes.generation(slot) == generation_of(id) &&
@@ -534,7 +347,7 @@ struct InodeStore::State {
       // The descriptor of a file without a name is all that keeps it.
       return sys::statx(fd, STATX_NLINK, &stx) && stx.stx_nlink != 0;
     }
-    if (!settled(record.birth)) return false;
+    if (!identity_of(record).lasts()) return false;
     return static_cast<bool>(stat_by_name(slot, kMinimalMask, &stx, Room::kAsThereIs));
   }
 
@@ -543,7 +356,7 @@ struct InodeStore::State {
                                const Mount& mount, const struct statx& stx) {
     const bool submount = mount.index != at(directory).mount;
     const std::uint32_t slot =
-        TRY(find_or_insert(identity(stx, mount), parent, name, std::move(fd), submount));
+        TRY(find_or_insert(FileIdentity::of(stx, mount), parent, name, std::move(fd), submount));
     note_name(slot, parent, name);
     keep_budget();
     return slot;
@@ -713,7 +526,7 @@ struct InodeStore::State {
     const std::uint64_t hash = identity_of(record).hash();
     bool ours = false;
     {
-      Shard& of = shard(hash);
+      InodeIndex::Shard& of = index.shard(hash);
       Lock lock(of.mutex);
       if (inodes.generation(slot) != generation) return;
       const SlotState now = inodes.state(slot);
@@ -721,7 +534,7 @@ struct InodeStore::State {
       const std::uint64_t owed = record.lookups.load(std::memory_order_relaxed);
       record.lookups.store(owed > count ? owed - count : 0, std::memory_order_relaxed);
       if (owed > count) return;
-      unlink_locked(of, slot, hash);
+      index.unlink(of, slot, hash);
       ours = inodes.retire(slot, generation);
     }
     if (ours) finish(slot);
@@ -787,19 +600,16 @@ Result<std::unique_ptr<InodeStore>> InodeStore::create(UniqueFd root, Settings s
   struct statx stx {};
   TRY(sys::statx(root, sys::kStatxMask, &stx));
   if (!S_ISDIR(stx.stx_mode)) return Errno{ENOTDIR};
-  struct statfs fs {};
-  if (::fstatfs(root.number(), &fs) != 0) return Errno::last();
 
   auto state = std::make_unique<State>(std::move(root), std::move(settings));
-  state->root_mount = mount_key(stx);
-  state->root_by_birth = birth_identifies(fs.f_type);
+  const Mount mount = TRY(state->mounts.set_root(stx, state->root));
   if (state->settings.use_file_handles) {
     // Both ends of the way are tried once, so that a file system without
     // handles or a process without the privilege is known from the start.
-    auto mount = sys::reopen(state->root, O_RDONLY | O_DIRECTORY);
+    auto on_mount = sys::reopen(state->root, O_RDONLY | O_DIRECTORY);
     auto handle = sys::name_to_handle_at(state->root);
-    if (mount && handle && sys::open_by_handle_at(*mount, *handle, O_PATH)) {
-      state->mount_for_handles = std::move(*mount);
+    if (on_mount && handle && sys::open_by_handle_at(*on_mount, *handle, O_PATH)) {
+      state->mount_for_handles = std::move(*on_mount);
     } else {
       state->settings.use_file_handles = false;
     }
@@ -808,7 +618,7 @@ Result<std::unique_ptr<InodeStore>> InodeStore::create(UniqueFd root, Settings s
   const std::uint32_t slot = TRY(state->inodes.allocate());
   CHECK(slot == kRootSlot);
   InodeRecord& record = state->at(slot);
-  const Identity identity = State::identity(stx, Mount{0, state->root_by_birth});
+  const FileIdentity identity = FileIdentity::of(stx, mount);
   record.ino = identity.ino;
   record.birth = identity.birth;
   record.mount = 0;
@@ -817,9 +627,9 @@ Result<std::unique_ptr<InodeStore>> InodeStore::create(UniqueFd root, Settings s
   record.fd.store(state->root.number(), std::memory_order_relaxed);
   record.touched.store(1, std::memory_order_relaxed);
   {
-    State::Shard& of = state->shard(identity.hash());
+    InodeIndex::Shard& of = state->index.shard(identity.hash());
     Lock lock(of.mutex);
-    state->link_locked(of, slot, identity.hash());
+    state->index.link(of, slot, identity.hash());
   }
   // One pin forever: the root is never demoted and never goes.
   state->inodes.publish(slot, 1);
@@ -877,19 +687,16 @@ Result<InodeRef> InodeStore::lookup(const InodeRef& directory, Name name, int fl
   TRY(sys::statx(in, name, flags, sys::kStatxMask, out));
   const NodeId parent = directory.id();
 
-  std::optional<Mount> mount = state.known_mount(mount_key(*out));
-  if (mount) {
-    const Identity identity = State::identity(*out, *mount);
-    const auto known = state.find(identity, 1);
-    if (known) {
-      InodeRef found{this, *known};
-      state.note_name(*known, parent, name);
-      return found;
-    }
-  }
-
   // What a descriptor says counts: the name may mean another file by now.
-  if (!mount || !mount->by_birth || !settled(birth_of(*out))) return made(directory, name, out);
+  const std::optional<Mount> mount = state.mounts.known(*out);
+  if (!mount) return made(directory, name, out);
+  const FileIdentity identity = FileIdentity::of(*out, *mount);
+  if (const auto known = state.find(identity, 1)) {
+    InodeRef found{this, *known};
+    state.note_name(*known, parent, name);
+    return found;
+  }
+  if (!identity.lasts()) return made(directory, name, out);
   return InodeRef{this, TRY(state.insert(directory.slot_, parent, name, UniqueFd{}, *mount, *out))};
 }
 
@@ -898,8 +705,8 @@ Result<InodeRef> InodeStore::made(const InodeRef& directory, Name name, struct s
   const FdRef in = TRY(state.path_fd(directory.slot_));
   UniqueFd fd = TRY(state.with_room([&] { return sys::open_path(in, name); }));
   TRY(sys::statx(fd, sys::kStatxMask, out));
-  std::optional<Mount> mount = state.known_mount(mount_key(*out));
-  if (!mount) mount = TRY(state.learn_mount(mount_key(*out), fd));
+  std::optional<Mount> mount = state.mounts.known(*out);
+  if (!mount) mount = TRY(state.mounts.learn(*out, fd));
   return InodeRef{
       this, TRY(state.insert(directory.slot_, directory.id(), name, std::move(fd), *mount, *out))};
 }
@@ -908,9 +715,9 @@ Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name
                                    struct statx* out) {
   State& state = *state_;
   TRY(sys::statx(fd, sys::kStatxMask, out));
-  std::optional<Mount> mount = state.known_mount(mount_key(*out));
-  if (!mount) mount = TRY(state.learn_mount(mount_key(*out), fd));
-  const Identity identity = State::identity(*out, *mount);
+  std::optional<Mount> mount = state.mounts.known(*out);
+  if (!mount) mount = TRY(state.mounts.learn(*out, fd));
+  const FileIdentity identity = FileIdentity::of(*out, *mount);
   const NodeId parent = directory.id();
   if (const auto known = state.find(identity, 1)) {
     InodeRef found{this, *known};
@@ -918,7 +725,7 @@ Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name
     return found;
   }
   UniqueFd path;
-  if (!name || !mount->by_birth || !settled(birth_of(*out))) {
+  if (!name || !identity.lasts()) {
     path = TRY(state.with_room([&] { return sys::reopen(fd, O_PATH); }));
   }
   const bool submount = mount->index != state.at(directory.slot_).mount;
@@ -932,7 +739,7 @@ Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name
 void InodeStore::add_lookup(const InodeRef& inode) {
   InodeRecord& record = state_->at(inode.slot_);
   // A forget reads the count and writes it under this lock.
-  Lock lock(state_->shard(identity_of(record).hash()).mutex);
+  Lock lock(state_->index.shard(identity_of(record).hash()).mutex);
   record.lookups.fetch_add(1, std::memory_order_relaxed);
 }
 
@@ -957,7 +764,7 @@ Result<InodeRef> InodeStore::parent(const InodeRef& inode, struct statx* out) {
     struct statx stx {};
     TRY(sys::statx(at, sys::kStatxMask, &stx));
     if (state.verify(state.at(kRootSlot), stx)) break;
-    const bool top = stx.stx_ino == before.stx_ino && mount_key(stx) == mount_key(before);
+    const bool top = stx.stx_ino == before.stx_ino && on_same_mount(stx, before);
     if (top || depth == kMaxDepth) return Errno{ESTALE};
     before = stx;
     step = TRY(open_parent(at));
@@ -979,9 +786,9 @@ void InodeStore::before_removal(const InodeRef& directory, Name name) {
   if (!in) return;
   struct statx stx {};
   if (!sys::statx(*in, name, AT_NO_AUTOMOUNT, State::kMinimalMask, &stx)) return;
-  const auto mount = state.known_mount(mount_key(stx));
+  const auto mount = state.mounts.known(stx);
   if (!mount) return;
-  const auto known = state.find(State::identity(stx, *mount), 0);
+  const auto known = state.find(FileIdentity::of(stx, *mount), 0);
   if (!known) return;
   const InodeRef pinned{this, *known};
   state.note_name(*known, directory.id(), name);
@@ -997,9 +804,9 @@ void InodeStore::after_rename(const InodeRef& from_directory, Name from,
     if (!in) return;
     struct statx stx {};
     if (!sys::statx(*in, name, AT_NO_AUTOMOUNT, State::kMinimalMask, &stx)) return;
-    const auto mount = state.known_mount(mount_key(stx));
+    const auto mount = state.mounts.known(stx);
     if (!mount) return;
-    const auto known = state.find(State::identity(stx, *mount), 0);
+    const auto known = state.find(FileIdentity::of(stx, *mount), 0);
     if (!known) return;
     const InodeRef pinned{this, *known};
     state.note_name(*known, directory.id(), name);

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "passthrough/file_identity.h"
+
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <time.h>
+
+namespace virtiofsd {
+namespace {
+
+constexpr std::int64_t kNsPerSecond = 1'000'000'000;
+
+// File systems whose birth time is set once, by this host's clock, at the
+// moment the inode number is taken (linux/magic.h names, f_type of statfs).
+Result<bool> birth_identifies(FdRef on_it) {
+  struct statfs fs {};
+  if (::fstatfs(on_it.number(), &fs) != 0) return Errno::last();
+  switch (static_cast<unsigned long>(fs.f_type) & 0xffffffffUL) {
+    case 0xEF53:      // ext2, ext3, ext4
+    case 0x58465342:  // xfs
+    case 0x9123683E:  // btrfs
+    case 0x01021994:  // tmpfs
+    case 0xF2F52010:  // f2fs
+      return true;
+    default:
+      return false;
+  }
+}
+
+std::int64_t now_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
+  return now.tv_sec * kNsPerSecond + now.tv_nsec;
+}
+
+}  // namespace
+
+FileIdentity FileIdentity::of(const struct statx& stx, const Mount& mount) {
+  FileIdentity identity{.ino = stx.stx_ino,
+                        .birth = 0,
+                        .mount = mount.index,
+                        .type = static_cast<std::uint8_t>((stx.stx_mode & S_IFMT) >> 12)};
+  if (mount.by_birth && (stx.stx_mask & STATX_BTIME) != 0)
+    identity.birth = stx.stx_btime.tv_sec * kNsPerSecond + stx.stx_btime.tv_nsec;
+  return identity;
+}
+
+bool FileIdentity::lasts() const {
+  return birth != 0 && now_ns() - birth >= kSettledNs;
+}
+
+bool on_same_mount(const struct statx& one, const struct statx& other) {
+  return Mounts::key_of(one) == Mounts::key_of(other);
+}
+
+Mounts::Key Mounts::key_of(const struct statx& stx) {
+  return {gnu_dev_makedev(stx.stx_dev_major, stx.stx_dev_minor),
+          (stx.stx_mask & STATX_MNT_ID) != 0 ? stx.stx_mnt_id : 0};
+}
+
+Result<Mount> Mounts::set_root(const struct statx& stx, FdRef root) {
+  root_ = {.index = 0, .by_birth = TRY(birth_identifies(root))};
+  root_key_ = key_of(stx);
+  return root_;
+}
+
+std::optional<Mount> Mounts::known(const struct statx& stx) const {
+  const Key key = key_of(stx);
+  if (key == root_key_) return root_;
+  Lock lock(mutex_);
+  const auto found = others_.find(key);
+  if (found == others_.end()) return std::nullopt;
+  return found->second;
+}
+
+Result<Mount> Mounts::learn(const struct statx& stx, FdRef on_it) {
+  const Key key = key_of(stx);
+  const bool by_birth = TRY(birth_identifies(on_it));
+  Lock lock(mutex_);
+  const auto found = others_.find(key);
+  if (found != others_.end()) return found->second;
+  if (others_.size() >= 0xffff) return Errno{ENFILE};
+  const Mount mount{static_cast<std::uint16_t>(others_.size() + 1), by_birth};
+  others_.emplace(key, mount);
+  return mount;
+}
+
+}  // namespace virtiofsd
