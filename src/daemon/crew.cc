@@ -557,6 +557,9 @@ bool Crew::wait_for_work() {
     queue_.suppress_kicks();
     return true;
   }
+  // A helper may have given one back and taken the next since we told the driver last, and be
+  // stuck in that one. From here on, whatever it may take wakes this thread, too.
+  if (queue_.unsignalled() != 0) queue_.signal();
   const std::uint64_t steps = lead_.load(std::memory_order_relaxed) & ~kPhaseMask;
   lead_.store(steps | kWaiting, std::memory_order_release);
   processors_.end_work();
