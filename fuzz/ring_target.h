@@ -290,7 +290,10 @@ class RingTarget {
     const auto free = std::ranges::find_if(held_, [](const Held& held) { return !held.popped; });
     if (free == held_.end()) return;
     const bool was_broken = queue_.broken();
-    const auto got = queue_.pop(free->scratch, free->chain);
+    taken(*free, queue_.pop(free->scratch, free->chain), was_broken);
+  }
+
+  void taken(Held& into, const Result<bool>& got, bool was_broken) {
     if (!got) {
       CHECK(got.error() == Errno{EBADMSG} && queue_.broken());
       CHECK(error_.drain());
@@ -298,19 +301,32 @@ class RingTarget {
     }
     if (!*got) return;
     CHECK(!was_broken && running_);
-    free->popped = true;
+    into.popped = true;
     ++in_flight_;
     CHECK(queue_.in_flight() == in_flight_ && in_flight_ <= size_);
-    look_at(*free);
+    look_at(into);
+  }
+
+  // More than was asked for is what a device of ours would never say.
+  static std::uint32_t written_into(const Held& held, std::uint8_t blocks) {
+    return static_cast<std::uint32_t>(std::min<std::size_t>(held.room, blocks * 64U));
   }
 
   void push(Held& held) {
-    // More than was asked for is what a device of ours would never say.
-    const auto written =
-        static_cast<std::uint32_t>(std::min<std::size_t>(held.room, in_.byte() * 64U));
-    queue_.push(held.chain, written);
+    queue_.push(held.chain, written_into(held, in_.byte()));
     held.popped = false;
     --in_flight_;
+  }
+
+  // Alone, or with a pop into the same chain.
+  void push_one(Held& held) {
+    const std::uint8_t blocks = in_.byte();
+    const std::uint32_t written = written_into(held, blocks);
+    held.popped = false;
+    --in_flight_;
+    if (blocks % 2 == 0) return queue_.push(held.chain, written);
+    const bool was_broken = queue_.broken();
+    taken(held, queue_.push_and_pop(written, held.scratch, held.chain), was_broken);
   }
 
   void give_all_back() {
@@ -357,7 +373,7 @@ class RingTarget {
         return pop();
       case 11: {
         Held& held = held_[in_.below(held_.size())];
-        if (held.popped) push(held);
+        if (held.popped) push_one(held);
         return;
       }
       case 12:
