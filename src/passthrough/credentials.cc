@@ -133,26 +133,25 @@ ScopedCredentials::~ScopedCredentials() {
   self.switched = false;
 }
 
-Result<> ScopedWithoutFsetid::drop(std::optional<gid_t> group) {
+Result<> ScopedWithoutFsetid::drop(gid_t group) {
   learn_self();
-  CHECK(!dropped_);
+  CHECK(!dropped_ && !gid_);
   const std::uint64_t base = self.capabilities.effective;
-  if ((base & bit(CAP_FSETID)) == 0) return {};
-  TRY(set_effective(base & ~bit(CAP_FSETID)));
-  dropped_ = true;
-  // A ScopedCredentials inside comes back to this.
-  self.capabilities.effective = base & ~bit(CAP_FSETID);
-  if (group && *group != self.gid) {
-    gid_ = true;
-    (void)sys::set_fs_gid(*group);
+  if ((base & bit(CAP_FSETID)) != 0) {
+    TRY(set_effective(base & ~bit(CAP_FSETID)));
+    dropped_ = true;
+    // A ScopedCredentials inside comes back to this.
+    self.capabilities.effective = base & ~bit(CAP_FSETID);
   }
+  gid_ = group != self.gid && sys::set_fs_gid(group);
   return {};
 }
 
 ScopedWithoutFsetid::~ScopedWithoutFsetid() {
-  if (!dropped_) return;
+  if (!dropped_ && !gid_) return;
   CHECK(!self.switched);
   if (gid_) CHECK(sys::set_fs_gid(self.gid));
+  if (!dropped_) return;
   self.capabilities.effective |= bit(CAP_FSETID);
   CHECK(set_effective(self.capabilities.effective));
 }

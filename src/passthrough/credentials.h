@@ -20,7 +20,6 @@
 #include <sys/types.h>
 
 #include <cstdint>
-#include <optional>
 
 #include "base/result.h"
 #include "fuse/call.h"
@@ -75,10 +74,9 @@ class ScopedWithoutFsetid {
   ScopedWithoutFsetid(const ScopedWithoutFsetid&) = delete;
   ScopedWithoutFsetid& operator=(const ScopedWithoutFsetid&) = delete;
 
-  // At most once per scope. `group`: the caller's, as the host knows it; without
-  // one, or one the kernel doesn't take, the caller is in none. EPERM where a
-  // filter forbids it.
-  Result<> drop(std::optional<gid_t> group);
+  // At most once per scope. `group`: the caller's, as the host knows it; the thread stays in
+  // its own where the kernel doesn't take that. EPERM where a filter forbids it.
+  Result<> drop(gid_t group);
 
  private:
   bool dropped_ = false;

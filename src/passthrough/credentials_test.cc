@@ -3,6 +3,8 @@
 
 #include <linux/capability.h>
 
+#include <thread>
+
 #include "passthrough/passthrough_fixture.h"
 #include "sys/files.h"
 
@@ -87,7 +89,7 @@ TEST_F(Credentials, WithoutFsetidInsideAndOut) {
   if ((before_ & bit(CAP_FSETID)) == 0) GTEST_SKIP() << "needs CAP_FSETID";
   {
     ScopedWithoutFsetid killing;
-    ASSERT_TRUE(killing.drop(std::nullopt));
+    ASSERT_TRUE(killing.drop(1234));
     EXPECT_EQ(effective(), before_ & ~bit(CAP_FSETID));
     {
       ScopedCredentials credentials;
@@ -96,6 +98,25 @@ TEST_F(Credentials, WithoutFsetidInsideAndOut) {
     EXPECT_EQ(effective(), before_ & ~bit(CAP_FSETID));
   }
   expect_self();
+}
+
+// A daemon without the capability is still in a group, which must not be taken for the caller's.
+TEST_F(Credentials, WithoutFsetidFromTheStart) {
+  std::thread([] {
+    auto capabilities = *sys::capabilities();
+    capabilities.effective &= ~bit(CAP_FSETID);
+    ASSERT_TRUE(sys::set_capabilities(capabilities));
+    const std::uint64_t before = effective();
+    prepare_thread_credentials();
+    {
+      ScopedWithoutFsetid killing;
+      ASSERT_TRUE(killing.drop(1234));
+      EXPECT_EQ(sys::fs_gid(), 1234U);
+      EXPECT_EQ(effective(), before);
+    }
+    EXPECT_EQ(sys::fs_gid(), 0U);
+    EXPECT_EQ(effective(), before);
+  }).join();
 }
 
 }  // namespace

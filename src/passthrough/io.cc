@@ -174,13 +174,20 @@ Result<> Passthrough::drop_fsetid(const fuse::Call& call, FdRef file,
                                   ScopedWithoutFsetid& scope) const {
   if (call.caller.gid != ~0U) {
     const auto group = settings_.gid_map.to_host(call.caller.gid);
-    return scope.drop(group ? std::optional{*group} : std::nullopt);
+    return group ? scope.drop(*group) : drop_fsetid_outside(file, scope);
   }
   // ALLOW_IDMAP: the guest doesn't say who it is. As if in the group, which is what
   // HANDLE_KILLPRIV_V2 promises: without group execute a set-group-id bit stays.
   struct statx stx;
   TRY(sys::statx(file, STATX_GID, &stx));
   return scope.drop(stx.stx_gid);
+}
+
+Result<> Passthrough::drop_fsetid_outside(FdRef file, ScopedWithoutFsetid& scope) const {
+  struct statx stx;
+  TRY(sys::statx(file, STATX_GID, &stx));
+  constexpr gid_t kNoGroup = 65534;
+  return scope.drop(stx.stx_gid == kNoGroup ? kNoGroup - 1 : kNoGroup);
 }
 
 Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,

@@ -210,6 +210,8 @@ class Passthrough final : public fuse::FileSystem {
   static bool kills_set_ids(const fuse::Call& call, std::uint32_t open_flags);
   // From here to the end of `scope`, changing `file` takes its set-id bits off as for the caller.
   Result<> drop_fsetid(const fuse::Call& call, FdRef file, ScopedWithoutFsetid& scope) const;
+  // The same for a caller who isn't in the file's group, whichever that is.
+  Result<> drop_fsetid_outside(FdRef file, ScopedWithoutFsetid& scope) const;
   Result<> drop_capability_xattr(FdRef fd) const;
   Result<> drop_capability_xattr(const HandleRef& handle) const;
 

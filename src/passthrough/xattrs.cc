@@ -49,7 +49,7 @@ Result<> Passthrough::setxattr(fuse::Call& call, std::string_view name,
   const FdRef fd = TRY(inodes_->fd(inode));
   // The guest found that the caller isn't in the group: the kernel then takes the bit off.
   ScopedWithoutFsetid killing;
-  if ((setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) != 0) TRY(killing.drop(std::nullopt));
+  if ((setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) != 0) TRY(drop_fsetid_outside(fd, killing));
   return sys::setxattr(fd, mapped.c_str(), value, static_cast<int>(flags));
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include <sys/xattr.h>
 
+#include <array>
 #include <cstring>
 
 #include "passthrough/passthrough_fixture.h"
@@ -150,6 +151,33 @@ TEST_F(Xattrs, SecurityLabelsAreSetWhereTheyAreMade) {
   ASSERT_TRUE(fs().mkdir(c, name("dir"), {.mode = 0755, .umask = 0}));
   for (const char* file : {"file", "dir"})
     EXPECT_EQ(*get(lookup(file), "security.selinux"), "label") << file;
+}
+
+// The guest saw that the caller isn't in the file's group; whichever that is, this thread's own
+// too.
+TEST_F(Xattrs, AnAclTakesTheSetGroupIdBitOffWhenAsked) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  session_.flags |= FUSE_POSIX_ACL;
+  // rwxr-xr-x, as it lies in system.posix_acl_*. (include/uapi/linux/posix_acl_xattr.h)
+  const std::array<std::uint16_t, 14> acl = {2, 0,      1,      7,  0xffff, 0xffff, 4,
+                                             5, 0xffff, 0xffff, 32, 5,      0xffff, 0xffff};
+  for (const gid_t group : {0U, 1234U, 65534U}) {
+    SCOPED_TRACE(group);
+    write_file("a", "");
+    ASSERT_EQ(::chown(path("a").c_str(), 1000, group), 0);
+    ASSERT_EQ(::chmod(path("a").c_str(), 02755), 0);
+    const auto set = [&](std::uint32_t flags) {
+      auto c = call(lookup("a"), 1000, 1000);
+      return fs().setxattr(c, "system.posix_acl_access", std::as_bytes(std::span{acl}), 0, flags);
+    };
+    const auto kept = set(0);
+    if (!kept && kept.error() == Errno{EOPNOTSUPP}) GTEST_SKIP() << "no access control lists here";
+    ASSERT_TRUE(kept) << kept.error().text();
+    EXPECT_EQ(host("a").st_mode & 07777, 02755U);
+    ASSERT_TRUE(set(FUSE_SETXATTR_ACL_KILL_SGID));
+    EXPECT_EQ(host("a").st_mode & 07777, 0755U);
+    ASSERT_EQ(::unlink(path("a").c_str()), 0);
+  }
 }
 
 }  // namespace
