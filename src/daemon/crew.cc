@@ -483,9 +483,8 @@ void Crew::lead(Hand& hand) {
   Signals signals(queue_);
   virtio::Chain chain;
 
-  Result<bool> popped = false;
   while (!stopping_.load(std::memory_order_relaxed)) {
-    popped = queue_.pop(hand.chain_scratch, chain);
+    Result<bool> popped = queue_.pop(hand.chain_scratch, chain);
     while (popped && *popped) {
       consider_help(chain);
       state += kStep;
