@@ -2,6 +2,7 @@
 #include "sys/files.h"
 
 #include <limits.h>
+#include <linux/openat2.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -180,6 +181,15 @@ Result<UniqueFd> reopen(FdRef fd, int flags) {
 
 Result<UniqueFd> reopen_directory(FdRef fd, int flags) {
   return opened(::openat(fd.number(), ".", flags | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+}
+
+Result<UniqueFd> open_on_mount(FdRef directory, Name name, int flags) {
+  const int all = flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+  struct open_how how {};
+  how.flags = static_cast<unsigned>(all);
+  how.resolve = RESOLVE_NO_XDEV;
+  return opened(
+      static_cast<int>(::syscall(SYS_openat2, directory.number(), name.c_str(), &how, sizeof how)));
 }
 
 Result<UniqueFd> openat(FdRef directory, Name name, int flags, mode_t mode) {

@@ -58,6 +58,10 @@ Result<UniqueFd> reopen(FdRef fd, int flags);
 // The same for a directory, without /proc. O_DIRECTORY is added. ENOTDIR.
 Result<UniqueFd> reopen_directory(FdRef fd, int flags);
 
+// Opens what is called `name` if it is on the directory's mount, without waiting for anything
+// (O_NOFOLLOW | O_NONBLOCK | O_NOCTTY). EXDEV for a mount point; ENOSYS before Linux 5.6.
+Result<UniqueFd> open_on_mount(FdRef directory, Name name, int flags);
+
 // Opens `name`, O_NOFOLLOW; creates it with `mode` when `flags` has O_CREAT.
 Result<UniqueFd> openat(FdRef directory, Name name, int flags, mode_t mode);
 // A file without a name in `directory`'s file system. O_TMPFILE is added.
