@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include "passthrough/file_identity.h"
 
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -12,9 +13,7 @@ constexpr std::int64_t kNsPerSecond = 1'000'000'000;
 
 // File systems whose birth time is set once, by this host's clock, at the
 // moment the inode number is taken (linux/magic.h names, f_type of statfs).
-Result<bool> birth_identifies(FdRef on_it) {
-  struct statfs fs {};
-  if (::fstatfs(on_it.number(), &fs) != 0) return Errno::last();
+bool birth_identifies(const struct statfs& fs) {
   switch (static_cast<unsigned long>(fs.f_type) & 0xffffffffUL) {
     case 0xEF53:      // ext2, ext3, ext4
     case 0x58465342:  // xfs
@@ -25,6 +24,14 @@ Result<bool> birth_identifies(FdRef on_it) {
     default:
       return false;
   }
+}
+
+Result<Mount> look_at(FdRef on_it) {
+  struct statfs fs {};
+  if (::fstatfs(on_it.number(), &fs) != 0) return Errno::last();
+  return Mount{.index = 0,
+               .by_birth = birth_identifies(fs),
+               .no_devices = (static_cast<unsigned long>(fs.f_flags) & ST_NODEV) != 0};
 }
 
 std::int64_t now_ns() {
@@ -59,7 +66,7 @@ Mounts::Key Mounts::key_of(const struct statx& stx) {
 }
 
 Result<Mount> Mounts::set_root(const struct statx& stx, FdRef root) {
-  root_ = {.index = 0, .by_birth = TRY(birth_identifies(root))};
+  root_ = TRY(look_at(root));
   root_key_ = key_of(stx);
   return root_;
 }
@@ -75,12 +82,12 @@ std::optional<Mount> Mounts::known(const struct statx& stx) const {
 
 Result<Mount> Mounts::learn(const struct statx& stx, FdRef on_it) {
   const Key key = key_of(stx);
-  const bool by_birth = TRY(birth_identifies(on_it));
+  Mount mount = TRY(look_at(on_it));
   Lock lock(mutex_);
   const auto found = others_.find(key);
   if (found != others_.end()) return found->second;
   if (others_.size() >= 0xffff) return Errno{ENFILE};
-  const Mount mount{static_cast<std::uint16_t>(others_.size() + 1), by_birth};
+  mount.index = static_cast<std::uint16_t>(others_.size() + 1);
   others_.emplace(key, mount);
   return mount;
 }

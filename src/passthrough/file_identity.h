@@ -31,7 +31,8 @@ constexpr std::uint64_t mix_bits(std::uint64_t x) {
 // A mount of the share; the root's has index 0.
 struct Mount {
   std::uint16_t index = 0;
-  bool by_birth = false;  // its birth times identify
+  bool by_birth = false;    // its birth times identify
+  bool no_devices = false;  // nodev: to open a device node there does nothing
 };
 
 struct FileIdentity {

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "state/records.h"
 #include "state/slab.h"
+#include "sys/files.h"
 
 namespace virtiofsd {
 namespace {
@@ -71,6 +72,21 @@ struct HandleTable::State {
     handles.free(slot);
   }
 
+  // Rare, so a walk over all: nothing leads from a node to its handles.
+  Result<UniqueFd> path_of(NodeId node) {
+    const std::uint32_t used = handles.used();
+    for (std::uint32_t slot = 1; slot < used; ++slot) {
+      if (handles.state(slot) != SlotState::kLive) continue;
+      if (!handles.try_pin(slot, handles.generation(slot))) continue;
+      const bool found = handles.at(slot).node == node.value;
+      Result<UniqueFd> path = Errno{ESTALE};
+      if (found) path = sys::reopen(FdRef{handles.at(slot).fd}, O_PATH);
+      unpin(slot);
+      if (found) return path;
+    }
+    return Errno{ESTALE};
+  }
+
   bool is(std::uint32_t slot, HandleKind kind) {
     return handles.at(slot).kind == static_cast<std::uint32_t>(kind);
   }
@@ -116,9 +132,12 @@ OpenState& HandleRef::state() const {
 }
 
 HandleTable::HandleTable(InodeStore& inodes, std::uint32_t limit)
-    : state_(std::make_unique<State>(inodes, limit)) {}
+    : state_(std::make_unique<State>(inodes, limit)) {
+  inodes.set_open_files([this](NodeId node) { return state_->path_of(node); });
+}
 
 HandleTable::~HandleTable() {
+  state_->inodes.set_open_files(nullptr);
   clear();
 }
 

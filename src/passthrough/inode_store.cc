@@ -97,6 +97,10 @@ struct InodeStore::State {
   UniqueFd root;
   UniqueFd mount_for_handles;  // O_RDONLY on the root's mount, when file handles are used
   Mounts mounts;
+  // On the root's mount, files may be opened by name and looked at afterwards: it opens no
+  // device, and none of its file systems has a server that would hear of it.
+  bool opens_by_name = false;
+  OpenFiles open_files;
 
   // Guard a record's last known name and its turning hot or cold; by slot.
   std::array<Mutex, kStripes> stripes;
@@ -362,6 +366,24 @@ struct InodeStore::State {
     return slot;
   }
 
+  // An O_PATH descriptor of what `fd` is open on. By name is half the price; it counts if it leads
+  // there.
+  Result<UniqueFd> witness(std::uint32_t directory, std::optional<Name> name, FdRef fd,
+                           const FileIdentity& identity) {
+    return with_room([&]() -> Result<UniqueFd> {
+      const auto in = name ? path_fd(directory) : Result<FdRef>{Errno{ENOENT}};
+      if (in) {
+        auto path = sys::open_path(*in, *name);
+        struct statx stx {};
+        if (path && sys::statx(*path, kMinimalMask, &stx)) {
+          const auto mount = mounts.known(stx);
+          if (mount && FileIdentity::of(stx, *mount) == identity) return path;
+        }
+      }
+      return sys::reopen(fd, O_PATH);
+    });
+  }
+
   static constexpr unsigned kMinimalMask = STATX_TYPE | STATX_INO | STATX_BTIME | STATX_MNT_ID;
 
   // A record's attributes by its name, verified to be the same file.
@@ -407,8 +429,13 @@ struct InodeStore::State {
       fd = climb_and_open(slot, room);
       if (fd || fd.error() != kMovedMeanwhile) break;
     }
+    if (!fd && fd.error() == kMovedMeanwhile) fd = Errno{ESTALE};
+    if (!fd && fd.error() == Errno{ESTALE} && open_files &&
+        at(slot).opens.load(std::memory_order_relaxed) != 0) {
+      auto lent = with_room([&] { return open_files(id_of(slot)); }, room);
+      if (lent) fd = now_hot(slot, std::move(*lent));
+    }
     if (room == Room::kMake) keep_budget();
-    if (!fd && fd.error() == kMovedMeanwhile) return Errno{ESTALE};
     return fd;
   }
 
@@ -486,6 +513,22 @@ struct InodeStore::State {
     TRY(sys::statx(*fd, kMinimalMask, &stx));
     TRY(verify(at(slot), stx));
     return fd;
+  }
+
+  // An open file by the record's name, verified; none where another way must be taken. What has the
+  // name may be another file by now, which is open for the moment that it takes to see it.
+  std::optional<UniqueFd> open_by_name(std::uint32_t slot, int flags) {
+    if (!opens_by_name || (flags & O_TRUNC) != 0 || at(slot).mount != 0) return std::nullopt;
+    const auto known = known_name(slot);
+    if (!known || !try_pin(known->parent)) return std::nullopt;
+    const Pinned parent{*this, slot_of(known->parent)};
+    const auto directory = path_fd(parent.slot);
+    const auto name = known->name();
+    if (!directory || !name) return std::nullopt;
+    auto fd = sys::open_on_mount(*directory, *name, flags);
+    struct statx stx {};
+    if (!fd || !sys::statx(*fd, kMinimalMask, &stx) || !verify(at(slot), stx)) return std::nullopt;
+    return std::move(*fd);
   }
 
   // ---- file handles -------------------------------------------------------------
@@ -571,6 +614,11 @@ std::uint32_t InodeRef::type() const {
   return static_cast<std::uint32_t>(store_->state_->at(slot_).type) << 12;
 }
 
+bool InodeRef::is_local() const {
+  // Trusted with birth times: file_identity.cc has the list.
+  return store_->state_->at(slot_).birth != 0;
+}
+
 bool InodeRef::is_submount() const {
   return store_->state_->at(slot_).submount != 0;
 }
@@ -615,6 +663,14 @@ Result<std::unique_ptr<InodeStore>> InodeStore::create(UniqueFd root, Settings s
     }
   }
 
+  if (mount.by_birth && mount.no_devices) {
+    // A container's filter may not know the call; whether there is such a directory doesn't matter.
+    const auto tried =
+        sys::open_on_mount(state->root, TRY(Name::parse("virtiofsd")), O_RDONLY | O_DIRECTORY);
+    state->opens_by_name =
+        tried || (tried.error() != Errno{ENOSYS} && tried.error() != Errno{EPERM});
+  }
+
   const std::uint32_t slot = TRY(state->inodes.allocate());
   CHECK(slot == kRootSlot);
   InodeRecord& record = state->at(slot);
@@ -647,6 +703,14 @@ Result<FdRef> InodeStore::fd(const InodeRef& inode) {
 
 Result<UniqueFd> InodeStore::open(const InodeRef& inode, int flags) {
   State& state = *state_;
+  if (inode.is_directory()) {
+    const FdRef path = TRY(state.path_fd(inode.slot_));
+    auto fd = state.with_room([&] { return sys::reopen_directory(path, flags); });
+    // "." asks for leave to search, which may be missing where there is leave to read.
+    if (fd || fd.error() != Errno{EACCES}) return fd;
+    return state.with_room([&] { return sys::reopen(path, flags); });
+  }
+  if (auto fd = state.open_by_name(inode.slot_, flags)) return std::move(*fd);
   if (state.settings.use_file_handles && state.at(inode.slot_).mount == 0) {
     if (state.at(inode.slot_).handle.load(std::memory_order_relaxed) == 0) {
       const FdRef path = TRY(state.path_fd(inode.slot_));
@@ -725,9 +789,7 @@ Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name
     return found;
   }
   UniqueFd path;
-  if (!name || !identity.lasts()) {
-    path = TRY(state.with_room([&] { return sys::reopen(fd, O_PATH); }));
-  }
+  if (!name || !identity.lasts()) path = TRY(state.witness(directory.slot_, name, fd, identity));
   const bool submount = mount->index != state.at(directory.slot_).mount;
   const std::uint32_t slot =
       TRY(state.find_or_insert(identity, parent, name, std::move(path), submount));
@@ -826,6 +888,10 @@ void InodeStore::opened(const InodeRef& inode) {
 
 void InodeStore::closed(const InodeRef& inode) {
   state_->at(inode.slot_).opens.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void InodeStore::set_open_files(OpenFiles open_files) {
+  state_->open_files = std::move(open_files);
 }
 
 void InodeStore::clear() {

@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -57,6 +58,8 @@ class InodeRef {
   bool is_symlink() const { return S_ISLNK(type()); }
   // Differs from the directory it was found in by mount or device.
   bool is_submount() const;
+  // On a local disk or in memory, for certain.
+  bool is_local() const;
 
  private:
   friend class InodeStore;
@@ -92,9 +95,11 @@ class InodeStore {
   // file, ENFILE never (others are demoted first).
   Result<FdRef> fd(const InodeRef& inode);
 
-  // A new open file of the inode, by kernel file handle where that is allowed
-  // (half the price), else through /proc/self/fd. `flags` without O_CREAT.
-  // The caller has made sure by type() that it may be opened at all.
+  // A new open file of the inode: by its name where that can do no harm, by
+  // kernel file handle where that is allowed, else through /proc/self/fd (2.9,
+  // 2.8 and 4.0 us; the last needs an O_PATH descriptor, too). `flags` without
+  // O_CREAT; O_NONBLOCK may be set. The caller has made sure by type() that it
+  // may be opened at all.
   Result<UniqueFd> open(const InodeRef& inode, int flags);
 
   // Attributes in one system call, hot or cold (a cold inode is not opened).
@@ -131,9 +136,15 @@ class InodeStore {
   void after_rename(const InodeRef& from_directory, Name from, const InodeRef& to_directory,
                     Name to, bool exchange);
 
-  // The guest has a file of this inode open: it is kept hot until closed().
+  // The guest has a file of this inode open: until closed() it stays hot if it
+  // is, and if it isn't and its name is gone, it is reached through the open file.
   void opened(const InodeRef& inode);
   void closed(const InodeRef& inode);
+  // Who gives an O_PATH descriptor of a node that is open, from any of its open
+  // files; ESTALE if there is none. Called without locks. Set before the first
+  // request and unset after the last.
+  using OpenFiles = std::function<Result<UniqueFd>(NodeId)>;
+  void set_open_files(OpenFiles open_files);
 
   // Everything but the root is forgotten (INIT, DESTROY, reset). Requests in
   // flight keep their pins; their nodes go when the last pin does.

@@ -5,8 +5,12 @@
 #include <gtest/gtest.h>
 #include <pthread.h>
 #include <sys/mount.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <filesystem>
 #include <fstream>
@@ -39,13 +43,14 @@ class InodeStoreTest : public ::testing::Test {
     fs::remove_all(root_);
   }
 
-  void open_store(InodeStore::Settings settings) {
+  void open_store(InodeStore::Settings settings, UniqueFd root) {
     settings.max_inodes = 1U << 16;
     store_.reset();
-    store_ = std::move(InodeStore::create(
-                           UniqueFd{::open(root_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)},
-                           std::move(settings)))
-                 .value();
+    store_ = std::move(InodeStore::create(std::move(root), std::move(settings))).value();
+  }
+  void open_store(InodeStore::Settings settings) {
+    open_store(std::move(settings),
+               UniqueFd{::open(root_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)});
   }
 
   void make(const std::string& path, const std::string& text = "x") {
@@ -413,6 +418,153 @@ TEST_F(InodeStoreTest, ADeepTreeThatIsGoneIsStaleAndNothingWorse) {
       }
     }
   });
+}
+
+// The store on a mount that opens no devices, as the sandbox makes it.
+class OpenByNameTest : public InodeStoreTest {
+ protected:
+  void SetUp() override {
+    UniqueFd tree{static_cast<int>(
+        ::syscall(SYS_open_tree, AT_FDCWD, root_.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC))};
+    if (!tree) GTEST_SKIP() << "mounting takes CAP_SYS_ADMIN";
+    struct mount_attr attributes {};
+    attributes.attr_set = MOUNT_ATTR_NODEV;
+    ASSERT_EQ(::syscall(SYS_mount_setattr, tree.number(), "", AT_EMPTY_PATH, &attributes,
+                        sizeof attributes),
+              0);
+    open_store({}, std::move(tree));
+  }
+
+  Result<UniqueFd> open(const InodeRef& inode, int flags = O_RDONLY) {
+    return store_->open(inode, flags);
+  }
+  static std::string content(const Result<UniqueFd>& fd) {
+    if (!fd) return fd.error().text();
+    std::array<char, 64> bytes{};
+    const ssize_t got = ::pread(fd->number(), bytes.data(), bytes.size(), 0);
+    return {bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(got, 0))};
+  }
+  void replace(const std::string& with, const std::string& name) {
+    fs::rename(root_ / with, root_ / name);
+  }
+};
+
+TEST_F(OpenByNameTest, AColdFileIsOpenedWithoutAnotherDescriptor) {
+  make("a", "content");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  EXPECT_EQ(content(open(a)), "content");
+  EXPECT_EQ(store_->descriptors(), 0U);
+}
+
+TEST_F(OpenByNameTest, WhatTookTheNameIsNotHandedOut) {
+  make("a", "ours");
+  make("another", "another");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  ASSERT_TRUE(store_->fd(a));
+  replace("another", "a");
+  EXPECT_EQ(content(open(a)), "ours");
+
+  make("b", "ours");
+  make("another", "another");
+  let_settle();
+  const InodeRef cold = *lookup("b");
+  replace("another", "b");
+  EXPECT_EQ(open(cold).error(), Errno{ESTALE});
+}
+
+TEST_F(OpenByNameTest, WhatTookTheNameIsNotTruncated) {
+  make("a", "ours");
+  make("another", "another");
+  const InodeRef a = *lookup("a");
+  ASSERT_TRUE(store_->fd(a));
+  replace("another", "a");
+  EXPECT_TRUE(open(a, O_RDWR | O_TRUNC));
+  EXPECT_EQ(fs::file_size(root_ / "a"), 7U);
+}
+
+TEST_F(OpenByNameTest, AFifoThatTookTheNameStopsNobody) {
+  make("a", "ours");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  ASSERT_EQ(::mkfifo((root_ / "fifo").c_str(), 0666), 0);
+  replace("fifo", "a");
+  EXPECT_EQ(open(a, O_RDONLY).error(), Errno{ESTALE});
+  EXPECT_EQ(open(a, O_WRONLY).error(), Errno{ESTALE});
+}
+
+TEST_F(OpenByNameTest, ASymlinkThatTookTheNameIsNotFollowed) {
+  make("a", "ours");
+  make("another", "another");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  fs::remove(root_ / "a");
+  fs::create_symlink("another", root_ / "a");
+  EXPECT_EQ(open(a).error(), Errno{ESTALE});
+}
+
+TEST_F(OpenByNameTest, WhereDevicesOpenFilesGoByTheirDescriptor) {
+  struct statvfs mount {};
+  ASSERT_EQ(::statvfs(root_.c_str(), &mount), 0);
+  if ((mount.f_flag & ST_NODEV) != 0) GTEST_SKIP() << "this directory's mount opens no devices";
+  open_store({});
+  make("a", "content");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  EXPECT_EQ(content(open(a)), "content");
+  EXPECT_EQ(store_->descriptors(), 1U);
+}
+
+TEST_F(OpenByNameTest, AMovedDirectoryIsOpenedWhereItIs) {
+  fs::create_directory(root_ / "d");
+  const InodeRef d = *lookup("d");
+  ASSERT_TRUE(store_->fd(d));
+  replace("d", "e");
+  make("e/inside");
+  const auto fd = open(d, O_RDONLY | O_DIRECTORY);
+  ASSERT_TRUE(fd);
+  EXPECT_EQ(::faccessat(fd->number(), "inside", F_OK, 0), 0);
+}
+
+TEST_F(OpenByNameTest, AnOpenFileThatLostItsNameIsReachedThroughItsHandle) {
+  make("a", "ours");
+  make("b", "another");
+  let_settle();
+  HandleTable table{*store_, 10};
+  const NodeId b = lookup("b")->id();
+  ASSERT_TRUE(table.insert(HandleKind::kFile, *store_->pin(b), *open(*store_->pin(b)), O_RDONLY));
+  const NodeId id = lookup("a")->id();
+  const HandleId handle =
+      *table.insert(HandleKind::kFile, *store_->pin(id), *open(*store_->pin(id)), O_RDONLY);
+  fs::remove(root_ / "a");
+  EXPECT_EQ(content(open(*store_->pin(id))), "ours");
+  ASSERT_TRUE(store_->stat(*store_->pin(id), sys::kStatxMask, &stx_));
+  EXPECT_EQ(stx_.stx_nlink, 0U);
+  EXPECT_TRUE(table.release(handle, HandleKind::kFile, id));
+}
+
+TEST_F(OpenByNameTest, AFileThatLostItsNameAndItsHandleIsStale) {
+  make("a", "ours");
+  let_settle();
+  HandleTable table{*store_, 10};
+  const NodeId a = lookup("a")->id();
+  const HandleId handle =
+      *table.insert(HandleKind::kFile, *store_->pin(a), *open(*store_->pin(a)), O_RDONLY);
+  fs::remove(root_ / "a");
+  EXPECT_TRUE(table.release(handle, HandleKind::kFile, a));
+  EXPECT_EQ(open(*store_->pin(a)).error(), Errno{ESTALE});
+}
+
+TEST_F(OpenByNameTest, AYoungFileIsPinnedThoughItsNameMeansAnother) {
+  make("a", "ours");
+  const UniqueFd fd{::open((root_ / "a").c_str(), O_RDONLY | O_CLOEXEC)};
+  make("another", "another");
+  replace("another", "a");
+  const InodeRef a = *store_->adopt(root(), name_of("a"), fd, &stx_);
+  struct statx seen {};
+  ASSERT_TRUE(sys::statx(*store_->fd(a), sys::kStatxMask, &seen));
+  EXPECT_EQ(seen.stx_ino, stx_.stx_ino);
 }
 
 class HandleTableTest : public InodeStoreTest {

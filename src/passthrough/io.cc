@@ -54,6 +54,7 @@ void add_hint(const HandleRef& handle, int hints) {
 }
 
 bool on_network(const HandleRef& handle) {
+  if (handle.inode().is_local()) return false;
   if (!has_hint(handle, OpenState::kKnowsNetwork)) {
     add_hint(handle,
              OpenState::kKnowsNetwork | (is_network(handle.fd()) ? OpenState::kNetwork : 0));

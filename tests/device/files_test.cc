@@ -39,6 +39,20 @@ TEST_P(Files, OpenGivesAHandleToReadBy) {
   EXPECT_DONE(fuse().release(file.node, file.handle));
 }
 
+TEST_P(Files, AnOpenFileStaysWhatItIsWhateverTheHostDoesToItsName) {
+  tree().write("file", "content");
+  ::usleep(150'000);  // old enough that the daemon needs no descriptor to know it by
+  const Open file = open("file", O_RDONLY);
+  ASSERT_EQ(::rename(tree().path("file").c_str(), tree().path("elsewhere").c_str()), 0);
+  tree().write("file", "another");
+  EXPECT_DONE(fuse().chmod(file.node, 0600));
+  EXPECT_EQ(tree().stat("elsewhere").st_mode & 07777, 0600U);
+  const Open again{.node = file.node, .handle = GET(fuse().open(file.node, O_RDONLY)).fh};
+  EXPECT_EQ(GET(fuse().read(again.node, again.handle, 0, 4096)), "content");
+  EXPECT_DONE(fuse().release(again.node, again.handle));
+  EXPECT_DONE(fuse().release(file.node, file.handle));
+}
+
 TEST_P(Files, OpenWithTruncEmptiesTheFile) {
   tree().write("file", "content");
   const Open file = open("file", O_RDWR | O_TRUNC);
