@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -38,6 +39,9 @@ struct Range {
   HandleId handle{};      // it was set through
 
   bool overlaps(const Range& other) const { return start <= other.end && other.start <= end; }
+  bool excludes(const Range& other) const {
+    return overlaps(other) && (type == F_WRLCK || other.type == F_WRLCK);
+  }
   bool continued_by(const Range& next) const {
     return type == next.type && pid == next.pid && handle == next.handle && end != kEnd &&
            end + 1 == next.start;
@@ -182,7 +186,15 @@ struct Owner {
   std::atomic<std::uint32_t> uses{0};  // calls at work; changes up only under State::mutex
 };
 
+// What a record lock waits for; no node in that of a flock(2).
+struct Wanted {
+  NodeId node;
+  LockOwner owner;
+  Range range;
+};
+
 struct Waiter {
+  Wanted wanted;
   std::uint64_t unique = 0;
   HandleId handle;
   const fuse::Scheduler* scheduler = nullptr;
@@ -241,6 +253,7 @@ struct LockCore::State {
   Use find(NodeId node, LockOwner owner) EXCLUDES(mutex);
   Result<Use> find_or_add(NodeId node, LockOwner owner) EXCLUDES(mutex);
   std::vector<Use> all_of(NodeId node) EXCLUDES(mutex);
+  std::vector<LockOwner> in_the_way_of(const Wanted& wanted) EXCLUDES(mutex);
   void sweep(Owners& owners, std::vector<std::shared_ptr<Owner>>& swept) REQUIRES(mutex);
   void sweep(NodeId node) EXCLUDES(mutex);
 
@@ -254,7 +267,9 @@ struct LockCore::State {
 
   template <typename Block>
   Result<> wait(fuse::Call& call, const LockTarget& target, Waiter& waiter, const Block& block);
-  bool enter(Waiter& waiter) EXCLUDES(waiters_mutex);
+  // All who wait already, or none when there are too many.
+  std::optional<std::vector<Wanted>> enter(Waiter& waiter) EXCLUDES(waiters_mutex);
+  bool closes_a_round(const Wanted& wanted, std::vector<Wanted> waiting) EXCLUDES(mutex);
   void leave(Waiter& waiter) EXCLUDES(waiters_mutex);
   template <typename Matches>
   void cancel(bool released, const Matches& matches) EXCLUDES(waiters_mutex);
@@ -301,6 +316,28 @@ std::vector<LockCore::State::Use> LockCore::State::all_of(NodeId node) {
   all.reserve(owners->second.size());
   for (const auto& [id, owner] : owners->second) all.push_back(use(owner));
   return all;
+}
+
+// Whose locks keep this one from being set.
+std::vector<LockOwner> LockCore::State::in_the_way_of(const Wanted& wanted) {
+  std::vector<std::pair<LockOwner, Use>> others;
+  {
+    Lock lock(mutex);
+    const auto owners = nodes.find(wanted.node);
+    if (owners == nodes.end()) return {};
+    for (const auto& [id, owner] : owners->second) {
+      if (id != wanted.owner) others.emplace_back(id, use(owner));
+    }
+  }
+  std::vector<LockOwner> holders;
+  for (const auto& [id, owner] : others) {
+    Lock lock(owner->mutex);
+    if (std::ranges::any_of(owner->ranges,
+                            [&](const Range& held) { return held.excludes(wanted.range); })) {
+      holders.push_back(id);
+    }
+  }
+  return holders;
 }
 
 // Takes out the owners that hold nothing and that no call works on.
@@ -455,13 +492,17 @@ Result<> LockCore::State::wait(fuse::Call& call, const LockTarget& target, Waite
   waiter.thread = ::pthread_self();
   // First of all: once the scheduler was told, other threads serve what comes
   // next in the queue, and that may be what ends this wait.
-  if (!enter(waiter)) return Errno{ENOLCK};
+  auto others = enter(waiter);
+  if (!others) return Errno{ENOLCK};
   Result<> result = call.scheduler.about_to_wait_for_lock();
   if (!result) {
     leave(waiter);
     return result;
   }
-  {
+  if (closes_a_round(waiter.wanted, std::move(*others))) {
+    leave(waiter);
+    result = Errno{EDEADLK};
+  } else {
     const WakeSignalOpen open;
     do {
       // A wake between this look and the system call below is lost, so who
@@ -478,12 +519,37 @@ Result<> LockCore::State::wait(fuse::Call& call, const LockTarget& target, Waite
   return result;
 }
 
-bool LockCore::State::enter(Waiter& waiter) {
+std::optional<std::vector<Wanted>> LockCore::State::enter(Waiter& waiter) {
   Lock lock(waiters_mutex);
-  if (waiters.size() >= limits.waiters) return false;
+  if (waiters.size() >= limits.waiters) return std::nullopt;
+  std::vector<Wanted> others;
+  others.reserve(waiters.size());
+  for (const Waiter* other : waiters) others.push_back(other->wanted);
   waiters.push_back(&waiter);
   waiter_count.store(static_cast<std::uint32_t>(waiters.size()), std::memory_order_release);
-  return true;
+  return others;
+}
+
+// Does somebody whom this wait is for wait, over however many others, for the
+// same owner? `waiting` are those who began before: of a round, only the last
+// to come sees it and gives way. As the kernel's posix_locks_deadlock, it takes
+// an owner that waits in one thread for one that waits.
+bool LockCore::State::closes_a_round(const Wanted& wanted, std::vector<Wanted> waiting) {
+  if (waiting.empty()) return false;
+  std::vector<Wanted> next{wanted};
+  while (!next.empty()) {
+    const std::vector<LockOwner> holders = in_the_way_of(next.back());
+    next.pop_back();
+    for (const LockOwner holder : holders) {
+      if (holder == wanted.owner) return true;
+      // Each wait is followed once.
+      const auto its = std::ranges::partition(
+          waiting, [&](const Wanted& other) { return other.owner != holder; });
+      next.insert(next.end(), its.begin(), its.end());
+      waiting.erase(its.begin(), its.end());
+    }
+  }
+  return false;
 }
 
 void LockCore::State::leave(Waiter& waiter) {
@@ -597,6 +663,7 @@ Result<> LockCore::set(fuse::Call& call, const LockTarget& target, LockOpener& o
   const State::Use owner = TRY(state_->find_or_add(target.node, args.owner));
   auto result = state_->apply(*owner, opener, range);
   if (!result && result.error() == Errno{EAGAIN} && args.wait) {
+    waiter.wanted = {.node = target.node, .owner = args.owner, .range = range};
     result = state_->wait(call, target, waiter, [&]() -> Result<> {
       std::shared_ptr<OwnedFd> descriptor;
       {

@@ -12,8 +12,8 @@
 // bounded; a lock ends with FLUSH by its owner, with RELEASE of the handle it
 // was set through, with clear(), or with the process.
 //
-// OFD locks have no deadlock detection: two guest processes that wait for each
-// other wait until one of them is cancelled.
+// OFD locks have no deadlock detection, so the table looks for rounds of its own
+// owners: whoever would close one gets EDEADLK (posix_locks_deadlock).
 //
 // Threads: everything may be called by any thread. A wait holds no mutex. The
 // mutex of one (inode, owner) is held across its non-blocking fcntl, so that
@@ -98,7 +98,8 @@ class LockTable {
 
   // Sets or drops a lock. EINVAL for a bad type or range, EBADF when the handle
   // is not open for what the lock needs, EAGAIN when another holds it and
-  // args.wait is off, ENOLCK beyond a limit, EINTR when the wait was cancelled.
+  // args.wait is off, ENOLCK beyond a limit, EDEADLK when it would wait for
+  // somebody who waits for it, EINTR when the wait was cancelled.
   // `call.scheduler` is told before the thread waits.
   Result<> set(fuse::Call& call, const HandleRef& handle, const fuse::LockArgs& args);
 

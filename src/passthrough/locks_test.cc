@@ -8,6 +8,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -723,6 +724,144 @@ TEST_F(LockCoreTest, WaitsAmidUnlocksAndFlushesOfTheirOwnerStayTrue) {
 
   EXPECT_EQ(core_->ranges(), 0U);
   EXPECT_EQ(outsider(F_WRLCK, 0, kEnd), 0);
+}
+
+// Alice has the first lock and Bob, who has the second, waits for it.
+class LockDeadlockTest : public LockCoreTest {
+ protected:
+  void let_bob_wait() {
+    ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+    ASSERT_EQ(set(args(kBob, F_WRLCK, 10, 19)), 0);
+    wait_in_thread(kBob, args(kBob, F_WRLCK, 5, 9));
+  }
+  void wait_in_thread(LockOwner owner, const fuse::LockArgs& wanted) {
+    const std::uint32_t before = core_->waiters();
+    waiters_.emplace_back([this, owner, wanted] {
+      const LockTarget through = target(fd_, 100 + owner.value);
+      FileOpener opener{file_};
+      fuse::Call call{.unique = owner.value,
+                      .node = kNode,
+                      .caller = {},
+                      .security = {},
+                      .session = session_,
+                      .scheduler = scheduler_};
+      (void)core_->set(call, through, opener, waiting(wanted));
+    });
+    until([&] { return core_->waiters() == before + 1; });
+  }
+  // EDEADLK, or EINTR for a wait that began: whoever comes is judged before it is interrupted.
+  int try_to_wait(const LockTarget& through, const fuse::LockArgs& wanted) {
+    std::atomic<bool> over{false};
+    std::thread interrupter([&] {
+      while (!over) core_->interrupt(77);
+    });
+    const int result = set(through, waiting(wanted), 77);
+    over = true;
+    interrupter.join();
+    return result;
+  }
+  int try_to_wait(const fuse::LockArgs& wanted) { return try_to_wait(target_, wanted); }
+
+  void TearDown() override {
+    core_->clear();
+    for (auto& thread : waiters_) thread.join();
+  }
+
+ private:
+  std::vector<std::thread> waiters_;
+};
+
+TEST_F(LockDeadlockTest, WhoWouldWaitForItsOwnWaiterIsRefused) {
+  let_bob_wait();
+  EXPECT_EQ(try_to_wait(args(kAlice, F_WRLCK, 10, 10)), EDEADLK);
+  EXPECT_EQ(core_->waiters(), 1U);
+  EXPECT_EQ(scheduler_.begun, scheduler_.ended + 1);
+  EXPECT_EQ(outsider(F_WRLCK, 0, 9), EAGAIN);
+  EXPECT_EQ(outsider(F_WRLCK, 20, kEnd), 0);
+}
+
+TEST_F(LockDeadlockTest, ARoundOfThreeIsSeenToo) {
+  let_bob_wait();
+  constexpr LockOwner kCarol{3};
+  ASSERT_EQ(set(args(kCarol, F_WRLCK, 20, 29)), 0);
+  wait_in_thread(kCarol, args(kCarol, F_RDLCK, 10, 10));
+  EXPECT_EQ(try_to_wait(args(kAlice, F_RDLCK, 29, 40)), EDEADLK);
+}
+
+TEST_F(LockDeadlockTest, ARoundAcrossTwoFilesIsSeenToo) {
+  const File second;
+  const UniqueFd second_fd = second.open(O_RDWR);
+  LockTarget there = target(second_fd, 9);
+  there.node = NodeId{8};
+  FileOpener opener{second};
+  fuse::Call call{.unique = 5,
+                  .node = there.node,
+                  .caller = {},
+                  .security = {},
+                  .session = session_,
+                  .scheduler = scheduler_};
+  ASSERT_TRUE(core_->set(call, there, opener, args(kBob, F_WRLCK, 0, 0)));
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  wait_in_thread(kBob, args(kBob, F_WRLCK, 5, 9));
+  EXPECT_EQ(try_to_wait(there, args(kAlice, F_WRLCK, 0, 0)), EDEADLK);
+}
+
+TEST_F(LockDeadlockTest, AWaitForSomebodyWhoWaitsForAnotherIsNoDeadlock) {
+  let_bob_wait();
+  constexpr LockOwner kCarol{3};
+  EXPECT_EQ(try_to_wait(args(kCarol, F_WRLCK, 19, 19)), EINTR);
+}
+
+TEST_F(LockDeadlockTest, SharedLocksThatGoTogetherAreNoDeadlock) {
+  constexpr LockOwner kCarol{3};
+  ASSERT_EQ(set(args(kAlice, F_RDLCK, 0, 9)), 0);
+  ASSERT_EQ(set(args(kCarol, F_WRLCK, 10, 19)), 0);
+  ASSERT_EQ(set(args(kBob, F_WRLCK, 20, 29)), 0);
+  wait_in_thread(kBob, args(kBob, F_RDLCK, 0, 19));  // for Carol, not for Alice
+  EXPECT_EQ(try_to_wait(args(kAlice, F_WRLCK, 20, 29)), EINTR);
+}
+
+TEST_F(LockDeadlockTest, AWaitThatEndedIsForgotten) {
+  let_bob_wait();
+  core_->interrupt(kBob.value);
+  until([&] { return core_->waiters() == 0; });
+  EXPECT_EQ(try_to_wait(args(kAlice, F_WRLCK, 10, 10)), EINTR);
+}
+
+TEST_F(LockDeadlockTest, AWaitForAWholeFilesLockIsNotOneForARecord) {
+  ASSERT_EQ(set(args(kBob, F_WRLCK, 10, 19)), 0);
+  ASSERT_EQ(::flock(outside_.number(), LOCK_EX), 0);
+  fuse::LockArgs whole = flock_args(F_WRLCK);
+  whole.owner = kBob;
+  ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+  wait_in_thread(kBob, whole);
+  EXPECT_EQ(try_to_wait(args(kAlice, F_WRLCK, 10, 10)), EINTR);
+}
+
+// Two that meet at the same moment: one is refused, the other gets its lock.
+TEST_F(LockDeadlockTest, OfTwoThatWaitForEachOtherOneGoesOn) {
+  for (int round = 0; round < 300; ++round) {
+    ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
+    ASSERT_EQ(set(args(kBob, F_WRLCK, 10, 19)), 0);
+    std::array<int, 2> waited{-1, -1};
+    const auto meet = [&](std::size_t i, LockOwner owner, std::uint64_t at) {
+      FileOpener opener{file_};
+      fuse::Call call{.unique = owner.value,
+                      .node = kNode,
+                      .caller = {},
+                      .security = {},
+                      .session = session_,
+                      .scheduler = scheduler_};
+      const auto result = core_->set(call, target_, opener, waiting(args(owner, F_WRLCK, at, at)));
+      waited[i] = result ? 0 : result.error().value();
+      core_->flush(kNode, owner);
+    };
+    std::thread bob([&] { meet(0, kBob, 0); });
+    meet(1, kAlice, 10);
+    bob.join();
+    ASSERT_EQ(std::max(waited[0], waited[1]), EDEADLK);
+    ASSERT_EQ(std::min(waited[0], waited[1]), 0);
+  }
 }
 
 TEST_F(LockCoreTest, FlockBelongsToTheOpenFile) {

@@ -189,6 +189,31 @@ static void test_getlk(const char* path) {
   printf("getlk: as expected\n");
 }
 
+// Two processes that wait for each other: one of them is told, the other gets its lock.
+static void test_deadlock(const char* path) {
+  const int fd = open_file(path, O_RDWR);
+  int ready[2];
+  int status;
+  char byte;
+  EXPECT(pipe(ready) == 0);
+  EXPECT(record_lock(fd, F_WRLCK, 0, 10, 0) == 0);
+  const pid_t child = fork();
+  EXPECT(child >= 0);
+  if (child == 0) {
+    EXPECT(record_lock(fd, F_WRLCK, 10, 10, 0) == 0);
+    EXPECT(write(ready[1], "x", 1) == 1);
+    _exit(record_lock(fd, F_WRLCK, 0, 10, 1) == 0 ? 0 : errno);
+  }
+  EXPECT(read(ready[0], &byte, 1) == 1);
+  const int mine = record_lock(fd, F_WRLCK, 10, 10, 1) == 0 ? 0 : errno;
+  EXPECT(record_lock(fd, F_UNLCK, 0, 0, 0) == 0);
+  EXPECT(waitpid(child, &status, 0) == child && WIFEXITED(status));
+  const int its = WEXITSTATUS(status);
+  EXPECT((mine == EDEADLK && its == 0) || (mine == 0 && its == EDEADLK));
+  close(fd);
+  printf("deadlock: as expected\n");
+}
+
 // flock doesn't care how the file was opened; record locks do.
 static void test_read_only(const char* path) {
   close(open_file(path, O_RDWR));
@@ -219,6 +244,8 @@ int main(int count, char** words) {
   }
   snprintf(path, sizeof path, "%s/getlk", words[1]);
   test_getlk(path);
+  snprintf(path, sizeof path, "%s/deadlock", words[1]);
+  test_deadlock(path);
   snprintf(path, sizeof path, "%s/read-only", words[1]);
   test_read_only(path);
   return 0;
