@@ -247,6 +247,51 @@ class OpenRelease : public Case {
   Dice dice_{1};
 };
 
+// A file that is read once, as by grep over a tree.
+class OpenCold : public Case {
+ public:
+  OpenCold(Share& share, const CaseSettings&)
+      : directory_name_(share.cold()), count_(share.sizes().cold) {}
+  Result<void, Failure> prepare(Session& session, unsigned first, unsigned count) override {
+    directory_ = TRY(session.node(directory_name_));
+    // Names of one's own, as in LookupCold.
+    step_ = count_ / Share::kMostWorkers;
+    first_ = first;
+    next_.assign(count, 0);
+    stages_.resize(count);
+    return {};
+  }
+  void begin(Engine& engine, unsigned worker) override {
+    stages_[worker] = {};
+    const std::uint64_t at = (first_ + worker) * step_ + next_[worker]++ % step_;
+    engine.send(worker, lookup(engine, worker, directory_, FileName(at)));
+  }
+  void step(Engine& engine, unsigned worker, const Done&) override {
+    Stage& stage = stages_[worker];
+    switch (stage.at++) {
+      case 0:
+        stage.node = engine.reply<fuse_entry_out>(worker).nodeid;
+        engine.send(worker, open(engine, worker, stage.node, O_RDONLY));
+        return;
+      case 1:
+        stage.handle = engine.reply<fuse_open_out>(worker).fh;
+        engine.send(worker, release(engine, worker, stage.node, stage.handle, O_RDONLY));
+        return;
+      default:
+        engine.forget(stage.node);
+        engine.finish(worker);
+    }
+  }
+
+ private:
+  const std::string directory_name_;
+  const std::uint64_t count_;
+  std::uint64_t directory_ = 0, step_ = 1;
+  unsigned first_ = 0;
+  std::vector<std::uint64_t> next_;
+  std::vector<Stage> stages_;
+};
+
 class CreateUnlink : public Case {
  public:
   CreateUnlink(Share& share, const CaseSettings&) : directory_name_(share.fresh()) {}
@@ -694,6 +739,8 @@ constexpr std::array kCases = std::to_array<CaseRow>({
      make<Getattr>, native_getattr},
     {"open", "OPEN, RELEASE", 0, 2, false, kAnyDepth, true, kHalfMore, make<OpenRelease>,
      native_open},
+    {"open-cold", "LOOKUP of a name that is not known, OPEN, RELEASE, FORGET", 0, 3, true,
+     kAnyDepth, false, kHalfMore, make<OpenCold>, native_open_cold},
     {"create", "CREATE, RELEASE, UNLINK, FORGET", 0, 3, true, kAnyDepth, true, kHalfMore,
      make<CreateUnlink>, native_create},
     {"mkdir", "MKDIR, RMDIR, FORGET", 0, 2, true, kAnyDepth, false, kHalfMore, make<MkdirRmdir>,

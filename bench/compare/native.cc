@@ -196,6 +196,16 @@ Native native_open(Share& share) {
   };
 }
 
+Native native_open_cold(Share& share) {
+  auto at = directory(share.path(share.cold()));
+  return [at, count = share.sizes().cold] {
+    const FileName name(at->next++ % count);
+    stat_at(at->fd, name.c_str());
+    const UniqueFd fd{openat(at->fd.number(), name.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
+    must(static_cast<bool>(fd), "open");
+  };
+}
+
 Native native_create(Share& share) {
   auto at = directory(share.path(share.fresh()));
   return [at] {

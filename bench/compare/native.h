@@ -24,6 +24,7 @@ Native native_lookup_cold(Share& share);
 Native native_lookup_missing(Share& share);
 Native native_getattr(Share& share);
 Native native_open(Share& share);
+Native native_open_cold(Share& share);
 Native native_create(Share& share);
 Native native_mkdir(Share& share);
 Native native_rename(Share& share);
