@@ -100,6 +100,8 @@ struct InodeStore::State {
   // On the root's mount, files may be opened by name and looked at afterwards: it opens no
   // device, and none of its file systems has a server that would hear of it.
   bool opens_by_name = false;
+  // Whether inodes of the root's mount can be found again without their descriptors.
+  bool lets_go = false;
   OpenFiles open_files;
 
   // Guard a record's last known name and its turning hot or cold; by slot.
@@ -279,6 +281,7 @@ struct InodeStore::State {
         return fd;
       }
       if (demote_some() == 0) {
+        if (!lets_go) return fd;
         // Everything is in use or too young to let go: youth passes.
         const timespec tick{0, FileIdentity::kSettledNs / 10};
         ::nanosleep(&tick, nullptr);
@@ -663,6 +666,7 @@ Result<std::unique_ptr<InodeStore>> InodeStore::create(UniqueFd root, Settings s
     }
   }
 
+  state->lets_go = mount.by_birth || state->settings.use_file_handles;
   if (mount.by_birth && mount.no_devices) {
     // A container's filter may not know the call; whether there is such a directory doesn't matter.
     const auto tried =

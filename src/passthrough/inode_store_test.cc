@@ -6,6 +6,7 @@
 #include <linux/magic.h>
 #include <pthread.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -14,6 +15,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -427,6 +429,21 @@ TEST_F(InodeStoreTest, ADeepTreeThatIsGoneIsStaleAndNothingWorse) {
       }
     }
   });
+}
+
+TEST_F(InodeStoreTest, WithoutBirthsADescriptorTooManyIsRefusedAtOnce) {
+  open_store({}, UniqueFd{::open("/proc/self", O_RDONLY | O_DIRECTORY | O_CLOEXEC)});
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = static_cast<rlim_t>(::dup(0));  // the lowest that is free
+  ::close(static_cast<int>(none.rlim_cur));
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const auto began = std::chrono::steady_clock::now();
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(lookup("status").error(), Errno{EMFILE});
+  const auto took = std::chrono::steady_clock::now() - began;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_LT(took, std::chrono::seconds(1));  // ten waits for youth to pass take three
 }
 
 // The store on a mount that opens no devices, as the sandbox makes it.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include "tests/device/fixture.h"
 
+#include <linux/magic.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -34,6 +36,11 @@ std::string shape_name(const ::testing::TestParamInfo<RingShape>& info) {
 
 bool DeviceFixture::foreign() const {
   return DaemonProcess::kind_of(DaemonProcess::default_binary()) != DaemonKind::kOurs;
+}
+
+bool DeviceFixture::on_overlay() const {
+  struct statfs fs {};
+  return ::statfs(tree_.root().c_str(), &fs) == 0 && fs.f_type == OVERLAYFS_SUPER_MAGIC;
 }
 
 void DeviceFixture::start_daemon(std::vector<std::string> arguments, bool connect) {

@@ -78,6 +78,8 @@ class DeviceFixture : public ::testing::Test {
 
   // Skips the test for a daemon that isn't ours. Call as `if (foreign("why")) GTEST_SKIP() ...`.
   bool foreign() const;
+  // Whether the tree is on overlayfs, as in a container, which has no birth times to tell files by.
+  bool on_overlay() const;
   // Arguments as this kind of daemon spells them: an `-o` item.
   static std::vector<std::string> option(const std::string& item) { return {"-o", item}; }
 
