@@ -436,7 +436,7 @@ struct InodeStore::State {
     if (!fd && fd.error() == Errno{ESTALE} && open_files &&
         at(slot).opens.load(std::memory_order_relaxed) != 0) {
       auto lent = with_room([&] { return open_files(id_of(slot)); }, room);
-      if (lent) fd = now_hot(slot, std::move(*lent));
+      fd = lent ? Result<FdRef>{now_hot(slot, std::move(*lent))} : lent.error();
     }
     if (room == Room::kMake) keep_budget();
     return fd;
@@ -518,8 +518,9 @@ struct InodeStore::State {
     return fd;
   }
 
-  // An open file by the record's name, verified; none where another way must be taken. What has the
-  // name may be another file by now, which is open for the moment that it takes to see it.
+  // An open file by the record's name, verified; none where another way must be taken. The name may
+  // long mean another file or a pipe, by the guest's doing too: that is open until it is seen,
+  // which must do no harm. (A look before as well costs what this way gains for a hot inode.)
   std::optional<UniqueFd> open_by_name(std::uint32_t slot, int flags) {
     if (!opens_by_name || (flags & O_TRUNC) != 0 || at(slot).mount != 0) return std::nullopt;
     const auto known = known_name(slot);

@@ -95,7 +95,8 @@ class InodeStore {
   // file, ENFILE never (others are demoted first).
   Result<FdRef> fd(const InodeRef& inode);
 
-  // A new open file of the inode: by its name where that can do no harm, by
+  // A new open file of the inode. A directory is opened through its own
+  // descriptor; a file by its name where that can do no harm, by
   // kernel file handle where that is allowed, else through /proc/self/fd (2.9,
   // 2.8 and 4.0 us; the last needs an O_PATH descriptor, too). `flags` without
   // O_CREAT; O_NONBLOCK may be set. The caller has made sure by type() that it

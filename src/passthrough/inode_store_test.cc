@@ -570,6 +570,18 @@ TEST_F(OpenByNameTest, AnOpenFileThatLostItsNameIsReachedThroughItsHandle) {
   EXPECT_TRUE(table.release(handle, HandleKind::kFile, id));
 }
 
+TEST_F(InodeStoreTest, WhyAnOpenFileCouldNotStandInIsTold) {
+  make("a", "ours");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  store_->set_open_files([](NodeId) -> Result<UniqueFd> { return Errno{ENOMEM}; });
+  store_->opened(a);
+  fs::remove(root_ / "a");
+  EXPECT_EQ(store_->fd(a).error(), Errno{ENOMEM});
+  store_->closed(a);
+  EXPECT_EQ(store_->fd(a).error(), Errno{ESTALE});
+}
+
 TEST_F(OpenByNameTest, AFileThatLostItsNameAndItsHandleIsStale) {
   make("a", "ours");
   let_settle();
