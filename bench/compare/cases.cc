@@ -138,21 +138,34 @@ class LookupHot : public Case {
   Dice dice_{1};
 };
 
-class LookupCold : public Case {
+// Names that are not known: each worker has its own and comes back to one after all the others.
+class ColdNames {
  public:
-  LookupCold(Share& share, const CaseSettings&)
-      : directory_name_(share.cold()), count_(share.sizes().cold) {}
-  Result<void, Failure> prepare(Session& session, unsigned first, unsigned count) override {
-    directory_ = TRY(session.node(directory_name_));
-    // Each worker has names of its own and comes back to one after all the others.
-    step_ = count_ / Share::kMostWorkers;
+  explicit ColdNames(const Share& share) : step_(share.sizes().cold / Share::kMostWorkers) {}
+  void prepare(unsigned first, unsigned count) {
     first_ = first;
     next_.assign(count, 0);
+  }
+  FileName next(unsigned worker) {
+    return FileName((first_ + worker) * step_ + next_[worker]++ % step_);
+  }
+
+ private:
+  std::uint64_t step_;
+  unsigned first_ = 0;
+  std::vector<std::uint64_t> next_;
+};
+
+class LookupCold : public Case {
+ public:
+  LookupCold(Share& share, const CaseSettings&) : directory_name_(share.cold()), names_(share) {}
+  Result<void, Failure> prepare(Session& session, unsigned first, unsigned count) override {
+    directory_ = TRY(session.node(directory_name_));
+    names_.prepare(first, count);
     return {};
   }
   void begin(Engine& engine, unsigned worker) override {
-    const std::uint64_t at = (first_ + worker) * step_ + next_[worker]++ % step_;
-    engine.send(worker, lookup(engine, worker, directory_, FileName(at)));
+    engine.send(worker, lookup(engine, worker, directory_, names_.next(worker)));
   }
   void step(Engine& engine, unsigned worker, const Done&) override {
     engine.forget(engine.reply<fuse_entry_out>(worker).nodeid);
@@ -161,10 +174,8 @@ class LookupCold : public Case {
 
  private:
   const std::string directory_name_;
-  const std::uint64_t count_;
-  std::uint64_t directory_ = 0, step_ = 1;
-  unsigned first_ = 0;
-  std::vector<std::uint64_t> next_;
+  std::uint64_t directory_ = 0;
+  ColdNames names_;
 };
 
 class LookupMissing : public Case {
@@ -250,21 +261,16 @@ class OpenRelease : public Case {
 // A file that is read once, as by grep over a tree.
 class OpenCold : public Case {
  public:
-  OpenCold(Share& share, const CaseSettings&)
-      : directory_name_(share.cold()), count_(share.sizes().cold) {}
+  OpenCold(Share& share, const CaseSettings&) : directory_name_(share.cold()), names_(share) {}
   Result<void, Failure> prepare(Session& session, unsigned first, unsigned count) override {
     directory_ = TRY(session.node(directory_name_));
-    // Names of one's own, as in LookupCold.
-    step_ = count_ / Share::kMostWorkers;
-    first_ = first;
-    next_.assign(count, 0);
+    names_.prepare(first, count);
     stages_.resize(count);
     return {};
   }
   void begin(Engine& engine, unsigned worker) override {
     stages_[worker] = {};
-    const std::uint64_t at = (first_ + worker) * step_ + next_[worker]++ % step_;
-    engine.send(worker, lookup(engine, worker, directory_, FileName(at)));
+    engine.send(worker, lookup(engine, worker, directory_, names_.next(worker)));
   }
   void step(Engine& engine, unsigned worker, const Done&) override {
     Stage& stage = stages_[worker];
@@ -285,10 +291,8 @@ class OpenCold : public Case {
 
  private:
   const std::string directory_name_;
-  const std::uint64_t count_;
-  std::uint64_t directory_ = 0, step_ = 1;
-  unsigned first_ = 0;
-  std::vector<std::uint64_t> next_;
+  std::uint64_t directory_ = 0;
+  ColdNames names_;
   std::vector<Stage> stages_;
 };
 

@@ -252,7 +252,7 @@ struct LockCore::State {
 
   Use find(NodeId node, LockOwner owner) EXCLUDES(mutex);
   Result<Use> find_or_add(NodeId node, LockOwner owner) EXCLUDES(mutex);
-  std::vector<Use> all_of(NodeId node) EXCLUDES(mutex);
+  std::vector<std::pair<LockOwner, Use>> all_of(NodeId node) EXCLUDES(mutex);
   std::vector<LockOwner> in_the_way_of(const Wanted& wanted) EXCLUDES(mutex);
   void sweep(Owners& owners, std::vector<std::shared_ptr<Owner>>& swept) REQUIRES(mutex);
   void sweep(NodeId node) EXCLUDES(mutex);
@@ -307,30 +307,22 @@ Result<LockCore::State::Use> LockCore::State::find_or_add(NodeId node, LockOwner
   return use(std::move(added));
 }
 
-std::vector<LockCore::State::Use> LockCore::State::all_of(NodeId node) {
-  std::vector<Use> all;
+std::vector<std::pair<LockOwner, LockCore::State::Use>> LockCore::State::all_of(NodeId node) {
+  std::vector<std::pair<LockOwner, Use>> all;
   if (owner_count.load(std::memory_order_acquire) == 0) return all;
   Lock lock(mutex);
   const auto owners = nodes.find(node);
   if (owners == nodes.end()) return all;
   all.reserve(owners->second.size());
-  for (const auto& [id, owner] : owners->second) all.push_back(use(owner));
+  for (const auto& [id, owner] : owners->second) all.emplace_back(id, use(owner));
   return all;
 }
 
 // Whose locks keep this one from being set.
 std::vector<LockOwner> LockCore::State::in_the_way_of(const Wanted& wanted) {
-  std::vector<std::pair<LockOwner, Use>> others;
-  {
-    Lock lock(mutex);
-    const auto owners = nodes.find(wanted.node);
-    if (owners == nodes.end()) return {};
-    for (const auto& [id, owner] : owners->second) {
-      if (id != wanted.owner) others.emplace_back(id, use(owner));
-    }
-  }
   std::vector<LockOwner> holders;
-  for (const auto& [id, owner] : others) {
+  for (const auto& [id, owner] : all_of(wanted.node)) {
+    if (id == wanted.owner) continue;
     Lock lock(owner->mutex);
     if (std::ranges::any_of(owner->ranges,
                             [&](const Range& held) { return held.excludes(wanted.range); })) {
@@ -617,9 +609,8 @@ Result<fuse_file_lock> LockCore::get(const LockTarget& target, const fuse::LockA
   found.start = conflict.start;
   found.end = conflict.end;
   found.type = conflict.type;
-  const State::Use self = state_->find(target.node, args.owner);
-  for (const State::Use& owner : state_->all_of(target.node)) {
-    if (self && &*owner == &*self) continue;
+  for (const auto& [id, owner] : state_->all_of(target.node)) {
+    if (id == args.owner) continue;
     Lock hold(owner->mutex);
     const auto range = std::ranges::find_if(owner->ranges, [&](const Range& held) {
       return held.type == conflict.type && held.overlaps(conflict);
@@ -710,9 +701,9 @@ void LockCore::release(const LockTarget& target, bool flock_unlock) {
   // Other pins of the handle may keep its descriptor, and so its flock, for a while.
   if (flock_unlock) (void)file_lock(target.fd, LOCK_UN);
   {
-    const std::vector<State::Use> owners = state_->all_of(target.node);
+    const auto owners = state_->all_of(target.node);
     if (owners.empty()) return;
-    for (const State::Use& owner : owners) state_->drop_handle(*owner, target.handle);
+    for (const auto& [id, owner] : owners) state_->drop_handle(*owner, target.handle);
   }
   state_->sweep(target.node);
 }

@@ -117,15 +117,18 @@ class LockCoreTest : public ::testing::Test {
             .open_flags = static_cast<std::uint32_t>(access)};
   }
 
+  fuse::Call call_of(std::uint64_t unique, NodeId node = kNode) {
+    return {.unique = unique,
+            .node = node,
+            .caller = {},
+            .security = {},
+            .session = session_,
+            .scheduler = scheduler_};
+  }
   // The errno of setting a lock, 0 for success.
   int set(const fuse::LockArgs& wanted) { return set(target_, wanted); }
   int set(const LockTarget& through, const fuse::LockArgs& wanted, std::uint64_t unique = 1) {
-    fuse::Call call{.unique = unique,
-                    .node = through.node,
-                    .caller = {},
-                    .security = {},
-                    .session = session_,
-                    .scheduler = scheduler_};
+    fuse::Call call = call_of(unique, through.node);
     const auto result = core_->set(call, through, opener_, wanted);
     return result ? 0 : result.error().value();
   }
@@ -425,12 +428,7 @@ TEST_F(LockCoreTest, ManyThreadsOfTheSameOwnersLeaveNothingBehind) {
         const std::uint64_t start = random() % 20;
         auto wanted = args(owner, random() % 3, start, start + random() % 10);
         const LockTarget through = target(fd_, t);
-        fuse::Call call{.unique = t,
-                        .node = kNode,
-                        .caller = {},
-                        .security = {},
-                        .session = session_,
-                        .scheduler = scheduler_};
+        fuse::Call call = call_of(t);
         (void)core_->set(call, through, opener, wanted);
         if (i % 50 == 0) core_->flush(kNode, owner);
         if (i % 70 == 0) core_->release(through, true);
@@ -553,12 +551,7 @@ TEST_F(LockCoreTest, AStoppingQueueEndsItsWaitsAndKeepsTheLocks) {
   for (std::size_t i = 0; i < waited.size(); ++i) {
     threads.emplace_back([&, i] {
       FileOpener opener{file_};
-      fuse::Call call{.unique = i,
-                      .node = kNode,
-                      .caller = {},
-                      .security = {},
-                      .session = session_,
-                      .scheduler = scheduler_};
+      fuse::Call call = call_of(i);
       const auto result =
           core_->set(call, target_, opener, waiting(args(LockOwner{10 + i}, F_WRLCK, 0, 9)));
       waited[i] = result ? 0 : result.error().value();
@@ -689,12 +682,7 @@ TEST_F(LockCoreTest, WaitsAmidUnlocksAndFlushesOfTheirOwnerStayTrue) {
   std::atomic<bool> done{false};
   std::thread meddler([&] {
     FileOpener opener{file_};
-    fuse::Call call{.unique = 9,
-                    .node = kNode,
-                    .caller = {},
-                    .security = {},
-                    .session = session_,
-                    .scheduler = scheduler_};
+    fuse::Call call = call_of(9);
     while (!done) {
       core_->flush(kNode, kBob);
       (void)core_->set(call, target_, opener, args(kBob, F_UNLCK, 3, 6));
@@ -705,12 +693,7 @@ TEST_F(LockCoreTest, WaitsAmidUnlocksAndFlushesOfTheirOwnerStayTrue) {
     int waited = -1;
     std::thread bob([&] {
       FileOpener opener{file_};
-      fuse::Call call{.unique = 2,
-                      .node = kNode,
-                      .caller = {},
-                      .security = {},
-                      .session = session_,
-                      .scheduler = scheduler_};
+      fuse::Call call = call_of(2);
       const auto result = core_->set(call, target_, opener, waiting(args(kBob, F_WRLCK, 0, 9)));
       waited = result ? 0 : result.error().value();
     });
@@ -739,12 +722,7 @@ class LockDeadlockTest : public LockCoreTest {
     waiters_.emplace_back([this, owner, wanted] {
       const LockTarget through = target(fd_, 100 + owner.value);
       FileOpener opener{file_};
-      fuse::Call call{.unique = owner.value,
-                      .node = kNode,
-                      .caller = {},
-                      .security = {},
-                      .session = session_,
-                      .scheduler = scheduler_};
+      fuse::Call call = call_of(owner.value);
       (void)core_->set(call, through, opener, waiting(wanted));
     });
     until([&] { return core_->waiters() == before + 1; });
@@ -794,12 +772,7 @@ TEST_F(LockDeadlockTest, ARoundAcrossTwoFilesIsSeenToo) {
   LockTarget there = target(second_fd, 9);
   there.node = NodeId{8};
   FileOpener opener{second};
-  fuse::Call call{.unique = 5,
-                  .node = there.node,
-                  .caller = {},
-                  .security = {},
-                  .session = session_,
-                  .scheduler = scheduler_};
+  fuse::Call call = call_of(5, there.node);
   ASSERT_TRUE(core_->set(call, there, opener, args(kBob, F_WRLCK, 0, 0)));
   ASSERT_EQ(set(args(kAlice, F_WRLCK, 0, 9)), 0);
   wait_in_thread(kBob, args(kBob, F_WRLCK, 5, 9));
@@ -846,12 +819,7 @@ TEST_F(LockDeadlockTest, OfTwoThatWaitForEachOtherOneGoesOn) {
     std::array<int, 2> waited{-1, -1};
     const auto meet = [&](std::size_t i, LockOwner owner, std::uint64_t at) {
       FileOpener opener{file_};
-      fuse::Call call{.unique = owner.value,
-                      .node = kNode,
-                      .caller = {},
-                      .security = {},
-                      .session = session_,
-                      .scheduler = scheduler_};
+      fuse::Call call = call_of(owner.value);
       const auto result = core_->set(call, target_, opener, waiting(args(owner, F_WRLCK, at, at)));
       waited[i] = result ? 0 : result.error().value();
       core_->flush(kNode, owner);
