@@ -44,7 +44,9 @@ constexpr int kPolledRingMs = 1;
 // Between two looks at the clock while spinning, about a microsecond.
 constexpr int kLooksPerRound = 32;
 constexpr auto kInterrupted = std::chrono::microseconds(10);
-constexpr std::uint32_t kMostPollsSkipped = 255;
+
+// Requests at once; more of them could fill the ring during a nap (QEMU's has 128 slots).
+constexpr std::uint32_t kLargestBurstBeforeNap = 64;
 
 constexpr std::uint64_t kKick = 0;
 constexpr std::uint64_t kStop = 1;
@@ -484,8 +486,10 @@ void Crew::lead(Hand& hand) {
   virtio::Chain chain;
 
   while (!stopping_.load(std::memory_order_relaxed)) {
+    std::uint32_t burst = 0;
     Result<bool> popped = queue_.pop(hand.chain_scratch, chain);
     while (popped && *popped) {
+      ++burst;
       consider_help(chain);
       state += kStep;
       const std::uint64_t serving = (state & ~kPhaseMask) | kServing;
@@ -508,6 +512,7 @@ void Crew::lead(Hand& hand) {
     if (popped && poll_for_work()) continue;
     // A sleeping thread must not keep a mapping of guest memory alive.
     hand.chain_scratch.memory.reset();
+    if (burst != 0 && burst <= kLargestBurstBeforeNap && nap()) continue;
     if (!wait_for_work()) break;
   }
   lead_.store((state & ~kPhaseMask) | kVacant, std::memory_order_release);
@@ -518,20 +523,11 @@ void Crew::lead(Hand& hand) {
 // hit saves is two wake-ups, this thread's and half of the driver's.
 bool Crew::poll_for_work() {
   if (settings_.poll.count() == 0) return false;
-  if (polls_to_skip_ > 0) {
-    --polls_to_skip_;
-    return false;
-  }
-  if (!processors_.may_spin()) return false;
+  if (polls_.is_left_out() || !processors_.may_spin()) return false;
   const bool found = spin();
   processors_.spun();
-  if (found) {
-    vain_polls_ = 0;
-  } else {
-    vain_polls_ = std::min(vain_polls_ * 2 + 1, kMostPollsSkipped);
-    polls_to_skip_ = vain_polls_;
-    processors_.look_again();
-  }
+  polls_.made(/*in_vain=*/!found);
+  if (!found) processors_.look_again();
   return found;
 }
 
@@ -548,6 +544,17 @@ bool Crew::spin() {
     if (now - before > kInterrupted) deadline += now - before;
   } while (!stopping_.load(std::memory_order_relaxed) && now < deadline);
   return false;
+}
+
+// Where driver and crew share a processor, each kick takes it from the driver.
+bool Crew::nap() {
+  if (settings_.nap.count() == 0 || processors_.count() > 1 || naps_.is_left_out()) return false;
+  queue_.suppress_kicks();
+  std::this_thread::sleep_for(settings_.nap);
+  processors_.look_again();
+  const bool found = queue_.has_available();
+  naps_.made(/*in_vain=*/!found);
+  return found;
 }
 
 // Sleeps until a kick. False when the crew is to stop.

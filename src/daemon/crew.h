@@ -19,6 +19,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -44,7 +45,10 @@ class Crew {
     std::uint32_t index = 0;         // of the queue, for names and logs
     std::uint32_t pool_size = 64;    // threads beside the leader that may be blocked; 0 and 1: none
     std::uint32_t lock_waiters = 0;  // threads that may wait for locks, on top
-    std::chrono::microseconds poll{0};     // longest time to spin for the next request; 0: never
+    std::chrono::microseconds poll{0};  // longest time to spin for the next request; 0: never
+    // Nobody waits for the answers: with one processor, kicks stay off so long, so that requests
+    // come together. 0: never.
+    std::chrono::microseconds nap{0};
     std::function<void()> prepare_thread;  // runs first in each thread; none: nothing
   };
 
@@ -83,6 +87,21 @@ class Crew {
   class Hand;  // a thread's own: scratch memory and its side of fuse::Scheduler
   friend class Hand;
 
+  // Something that may be in vain: then the next ones are left out, twice as many each time.
+  class Attempts {
+   public:
+    bool is_left_out() { return left_ > 0 && left_-- > 0; }
+    void made(bool in_vain) {
+      left_out_ = in_vain ? std::min(left_out_ * 2 + 1, kMostLeftOut) : 0;
+      left_ = left_out_;
+    }
+
+   private:
+    static constexpr std::uint32_t kMostLeftOut = 255;
+    std::uint32_t left_out_ = 0;  // after the last one
+    std::uint32_t left_ = 0;      // of those
+  };
+
   // lead_: a count of requests begun, and what the leader is doing.
   static constexpr std::uint64_t kPhaseMask = 3;
   static constexpr std::uint64_t kVacant = 0;   // nobody leads
@@ -102,6 +121,7 @@ class Crew {
   bool wait_for_work();
   bool poll_for_work();
   bool spin();
+  bool nap();
   enum class Passed : std::uint8_t { kNo, kYes, kThreadMissing };
   Passed pass_lead(std::uint64_t state);
   bool give_lead_away(std::uint64_t state);
@@ -127,8 +147,8 @@ class Crew {
   bool running_ = false;                   // session thread only
 
   // The leader's own:
-  std::uint32_t vain_polls_ = 0;     // how many to leave out after the last one in vain
-  std::uint32_t polls_to_skip_ = 0;  // how many of those are left
+  Attempts polls_;
+  Attempts naps_;
   HelpPolicy help_policy_;
   // How long requests that announce a block have been taking. Begins long, so
   // that the first ones are not waited for.

@@ -2,6 +2,7 @@
 #include "daemon/crew.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -114,6 +115,7 @@ class CrewTest : public ::testing::Test {
     settings.lock_waiters = lock_waiters;
     settings.prepare_thread = prepare_thread_;
     settings.poll = poll_;
+    settings.nap = nap_;
     crew_ = std::make_unique<Crew>(driver_.queue, dispatcher_, files_, watchdog_, processors_,
                                    settings);
     ASSERT_TRUE(crew_->start());
@@ -121,6 +123,12 @@ class CrewTest : public ::testing::Test {
 
   // Returns the request's number; its answer is found under it.
   std::uint16_t ask(std::uint64_t node) {
+    const std::uint16_t number = ask_without_kick(node);
+    const std::uint64_t one = 1;
+    EXPECT_EQ(::write(kick_.number(), &one, sizeof one), 8);
+    return number;
+  }
+  std::uint16_t ask_without_kick(std::uint64_t node) {
     const std::uint16_t number = next_++;
     const std::uint64_t page = virtio::TestDriver::kBuffers + number * 1024ULL;
     fuse_in_header header{};
@@ -132,10 +140,9 @@ class CrewTest : public ::testing::Test {
     driver_.memory.store(page + sizeof header, fuse_getattr_in{});
     driver_.submit(static_cast<std::uint16_t>(number * 2),
                    {{page, header.len}, {page + 512, 512, true}});
-    const std::uint64_t one = 1;
-    EXPECT_EQ(::write(kick_.number(), &one, sizeof one), 8);
     return number;
   }
+  bool kicks_are_off() { return driver_.device_flags() != 0; }
   bool answered(std::uint16_t number) {
     const std::uint64_t page = virtio::TestDriver::kBuffers + number * 1024ULL;
     return driver_.memory.load<fuse_out_header>(page + 512).unique == 100U + number;
@@ -162,6 +169,7 @@ class CrewTest : public ::testing::Test {
   UniqueFd kick_;
   std::function<void()> prepare_thread_;
   std::chrono::microseconds poll_{0};
+  std::chrono::microseconds nap_{0};
   std::unique_ptr<Crew> crew_;
   std::uint16_t next_ = 0;
 };
@@ -298,6 +306,64 @@ TEST_F(CrewTest, GivesUpPollingThatIsInVain) {
     ASSERT_TRUE(soon([&] { return processors_.spinning() == 0; }));  // others had its processor
   }
   EXPECT_LT(cpu_time() - before, 240ms);
+}
+
+// ---- Naps ---------------------------------------------------------------------
+
+// With one processor, which the crew's threads inherit.
+class CrewNap : public CrewTest {
+ protected:
+  void SetUp() override {
+    ASSERT_EQ(::sched_getaffinity(0, sizeof before_, &before_), 0);
+    int last = 0;
+    for (int i = 0; i < CPU_SETSIZE; ++i) {
+      if (CPU_ISSET(i, &before_)) last = i;
+    }
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(last, &one);
+    ASSERT_EQ(::sched_setaffinity(0, sizeof one, &one), 0);
+  }
+  void TearDown() override { ::sched_setaffinity(0, sizeof before_, &before_); }
+
+ private:
+  cpu_set_t before_{};
+};
+
+TEST_F(CrewNap, LetsRequestsComeTogetherWithoutAKickEach) {
+  nap_ = 1s;
+  start(4);
+  const auto first = ask(kQuick);
+  ASSERT_TRUE(soon([&] { return answered(first); }));
+  // Long enough to be asleep; a crew that waits for a kick by now would wait for good.
+  std::this_thread::sleep_for(5ms);
+  EXPECT_TRUE(kicks_are_off());
+  const auto second = ask_without_kick(kQuick);
+  EXPECT_TRUE(soon([&] { return answered(second); }));
+}
+
+TEST_F(CrewNap, InVainEndsWithASleepUntilTheNextKick) {
+  nap_ = 1ms;
+  start(4);
+  const auto first = ask(kQuick);
+  ASSERT_TRUE(soon([&] { return answered(first) && !kicks_are_off(); }));
+  const auto second = ask(kQuick);
+  EXPECT_TRUE(soon([&] { return answered(second); }));
+}
+
+TEST_F(CrewNap, IsNotTakenAfterABurstThatCouldFillTheRing) {
+  nap_ = 10s;
+  for (int i = 0; i < 100; ++i) ask(kQuick);
+  start(4);
+  EXPECT_TRUE(soon([&] { return answered(99) && !kicks_are_off(); }));
+}
+
+TEST_F(CrewTest, TakesNoNapWithTwoProcessors) {
+  if (processors_.count() < 2) GTEST_SKIP() << "one processor";
+  nap_ = 10s;
+  start(4);
+  const auto first = ask(kQuick);
+  EXPECT_TRUE(soon([&] { return answered(first) && !kicks_are_off(); }));
 }
 
 // ---- Help ---------------------------------------------------------------------
