@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/sync.h"
 #include "passthrough/file_identity.h"
+#include "passthrough/forgotten_queue.h"
 #include "passthrough/inode_index.h"
 #include "state/blobs.h"
 #include "state/records.h"
@@ -87,6 +88,7 @@ struct InodeStore::State {
         inodes(arena->section(SectionKind::kInodes)),
         index(inodes),
         blobs(arena->section(SectionKind::kBlobs)),
+        forgotten(settings.remembered),
         root(std::move(root_fd)) {}
 
   Settings settings;
@@ -94,6 +96,7 @@ struct InodeStore::State {
   InodeSlab inodes;
   InodeIndex index;
   Blobs blobs;
+  ForgottenQueue forgotten;
   UniqueFd root;
   UniqueFd mount_for_handles;  // O_RDONLY on the root's mount, when file handles are used
   Mounts mounts;
@@ -108,6 +111,7 @@ struct InodeStore::State {
   std::array<Mutex, kStripes> stripes;
 
   std::atomic<std::uint32_t> hot = 0;
+  std::atomic<std::uint32_t> remembered = 0;  // live records that the guest has forgotten
   std::atomic<std::uint32_t> hand = 0;
 
   Mutex& stripe(std::uint32_t slot) { return stripes[slot % kStripes]; }
@@ -175,8 +179,24 @@ struct InodeStore::State {
     if (slot == 0) return std::nullopt;
     // Live while in the index: retiring takes this lock too.
     inodes.add_pin(slot);
-    at(slot).lookups.fetch_add(lookups, std::memory_order_relaxed);
+    owe(at(slot), lookups);
     return slot;
+  }
+
+  // Under the lock of the record's shard, while it is in the index.
+  void owe(InodeRecord& record, std::uint64_t lookups) {
+    const std::uint64_t before = record.lookups.fetch_add(lookups, std::memory_order_relaxed);
+    if (before == 0 && lookups != 0) remembered.fetch_sub(1, std::memory_order_relaxed);
+  }
+
+  // One more lookup of a pinned record. False when it has left the index meanwhile.
+  bool add_lookup(std::uint32_t slot) {
+    InodeRecord& record = at(slot);
+    // A forget reads the count and writes it under this lock.
+    Lock lock(index.shard(identity_of(record).hash()).mutex);
+    if (inodes.state(slot) != SlotState::kLive) return false;
+    owe(record, 1);
+    return true;
   }
 
   // A record for this identity, pinned, with one more lookup: the one that is
@@ -186,9 +206,12 @@ struct InodeStore::State {
     std::uint32_t reference = 0;
     if (name) {
       auto added = blobs.add(std::as_bytes(std::span{name->view()}));
+      if (!added && drop_some_forgotten())
+        added = blobs.add(std::as_bytes(std::span{name->view()}));
       if (!added) return Errno{ENFILE};  // as many nodes as we remember
       reference = *added;
     }
+    if (inodes.live() >= settings.max_inodes) drop_some_forgotten();
     const bool cold = !fd;
     if (cold) count_cold(parent, 1);
 
@@ -199,7 +222,7 @@ struct InodeStore::State {
       const std::uint32_t known = index.find(of, identity, hash);
       if (known != 0) {
         inodes.add_pin(known);
-        at(known).lookups.fetch_add(1, std::memory_order_relaxed);
+        owe(at(known), 1);
         return known;
       }
       if (inodes.live() >= settings.max_inodes) return Errno{ENFILE};
@@ -218,6 +241,7 @@ struct InodeStore::State {
       record.opens.store(0, std::memory_order_relaxed);
       record.cold_children.store(0, std::memory_order_relaxed);
       record.touched.store(cold ? 0 : 1, std::memory_order_relaxed);
+      record.queued.store(InodeRecord::kNotQueued, std::memory_order_relaxed);
       if (fd) hot.fetch_add(1, std::memory_order_relaxed);
       record.fd.store(fd.release(), std::memory_order_relaxed);
       index.link(of, slot, hash);
@@ -567,24 +591,146 @@ struct InodeStore::State {
     return handle;
   }
 
-  // Takes lookups back under the index lock; at zero the record leaves the index.
-  void forget(std::uint32_t slot, std::uint32_t generation, std::uint64_t count) {
+  // ---- forgetting -----------------------------------------------------------------
+
+  // Whether a record the guest forgets can be found again, by its name and without a descriptor.
+  bool is_worth_keeping(const InodeRecord& record) {
+    return forgotten.capacity() != 0 && record.opens.load(std::memory_order_relaxed) == 0 &&
+           record.name.load(std::memory_order_relaxed) != 0 && identity_of(record).lasts();
+  }
+
+  // Takes lookups back. At zero the record is kept, cold and in line to go, or goes.
+  void forget(NodeId id, std::uint64_t count) {
+    const std::uint32_t slot = slot_of(id);
+    // Pinned so that its identity can be read; the root is never forgotten.
+    if (slot == kRootSlot || !try_pin(id)) return;
     InodeRecord& record = at(slot);
     const std::uint64_t hash = identity_of(record).hash();
-    bool ours = false;
+    bool is_kept = false;
+    bool is_hot = false;
+    bool joins = false;
     {
       InodeIndex::Shard& of = index.shard(hash);
       Lock lock(of.mutex);
-      if (inodes.generation(slot) != generation) return;
-      const SlotState now = inodes.state(slot);
-      if (now != SlotState::kLive && now != SlotState::kBusy) return;
       const std::uint64_t owed = record.lookups.load(std::memory_order_relaxed);
       record.lookups.store(owed > count ? owed - count : 0, std::memory_order_relaxed);
-      if (owed > count) return;
-      index.unlink(of, slot, hash);
-      ours = inodes.retire(slot, generation);
+      if (owed <= count && inodes.state(slot) == SlotState::kLive) {
+        if (owed != 0) remembered.fetch_add(1, std::memory_order_relaxed);
+        is_kept = is_worth_keeping(record);
+        is_hot = record.fd.load(std::memory_order_relaxed) >= 0;
+        if (!is_kept) {
+          leave(of, slot, hash, generation_of(id));
+        } else if (!is_hot) {
+          joins = join_queue(record);
+        }
+      }
     }
-    if (ours) finish(slot);
+    unpin(slot);
+    if (is_kept && is_hot) joins = close_forgotten(id, hash);
+    if (joins) make_room(forgotten.push(id));
+  }
+
+  // Under the shard's lock, pinned: the record is the guest's no more, and nobody finds it.
+  void leave(InodeIndex::Shard& of, std::uint32_t slot, std::uint64_t hash,
+             std::uint32_t generation) REQUIRES(of.mutex) {
+    remembered.fetch_sub(1, std::memory_order_relaxed);
+    index.unlink(of, slot, hash);
+    (void)inodes.retire(slot, generation);  // whoever unpins it last finishes it
+  }
+
+  // Under the shard's lock. False when it is in the queue already.
+  static bool join_queue(InodeRecord& record) {
+    const bool in_queue = record.queued.load(std::memory_order_relaxed) != InodeRecord::kNotQueued;
+    record.queued.store(in_queue ? InodeRecord::kQueuedAgain : InodeRecord::kQueued,
+                        std::memory_order_relaxed);
+    return !in_queue;
+  }
+
+  // A hot record that was just forgotten: the host's file must not be held on to. True when it
+  // turned cold and joins the queue; one that can't turn cold now goes.
+  bool close_forgotten(NodeId id, std::uint64_t hash) {
+    const std::uint32_t slot = slot_of(id);
+    InodeRecord& record = at(slot);
+    const NodeId parent{record.parent.load(std::memory_order_relaxed)};
+    count_cold(parent, 1);
+    UniqueFd closes;
+    bool joins = false;
+    {
+      InodeIndex::Shard& of = index.shard(hash);
+      Lock lock(of.mutex);
+      if (inodes.generation(slot) == generation_of(id) && inodes.set_aside(slot)) {
+        const bool still_forgotten = record.lookups.load(std::memory_order_relaxed) == 0 &&
+                                     record.opens.load(std::memory_order_relaxed) == 0;
+        if (still_forgotten && record.parent.load(std::memory_order_relaxed) == parent.value)
+          closes = UniqueFd{record.fd.exchange(-1, std::memory_order_acq_rel)};
+        inodes.put_back(slot);
+        record.touched.store(0, std::memory_order_relaxed);
+        if (closes) joins = join_queue(record);
+      }
+    }
+    if (closes) {
+      hot.fetch_sub(1, std::memory_order_relaxed);
+    } else {
+      count_cold(parent, -1);
+      drop(id, 0);
+    }
+    return joins;
+  }
+
+  // Ends the time of a node in the queue, unless the guest came back to it.
+  void make_room(std::optional<NodeId> oldest) {
+    while (oldest) {
+      const NodeId id = *oldest;
+      oldest.reset();
+      if (drop_forgotten(id)) oldest = forgotten.push(id);
+    }
+  }
+
+  // True when it belongs to the end of the queue: it was forgotten again while it waited.
+  bool drop_forgotten(NodeId id) {
+    const std::uint32_t slot = slot_of(id);
+    if (!try_pin(id)) return false;
+    const Pinned pinned{*this, slot};
+    InodeRecord& record = at(slot);
+    const std::uint64_t hash = identity_of(record).hash();
+    InodeIndex::Shard& of = index.shard(hash);
+    Lock lock(of.mutex);
+    const std::uint8_t queued =
+        record.queued.exchange(InodeRecord::kNotQueued, std::memory_order_relaxed);
+    if (record.lookups.load(std::memory_order_relaxed) != 0 ||
+        inodes.state(slot) != SlotState::kLive)
+      return false;
+    if (queued == InodeRecord::kQueuedAgain) return join_queue(record);
+    leave(of, slot, hash, generation_of(id));
+    return false;
+  }
+
+  // Nodes that the guest holds come first. False when there is none to drop.
+  bool drop_some_forgotten() {
+    bool any = false;
+    for (std::uint32_t i = 0; i < kDemotionBatch; ++i) {
+      const auto oldest = forgotten.pop();
+      if (!oldest) break;
+      any = true;
+      make_room(oldest);
+    }
+    return any;
+  }
+
+  // The record goes, unless the guest has more lookups of it than that.
+  void drop(NodeId id, std::uint64_t most_lookups) {
+    const std::uint32_t slot = slot_of(id);
+    if (slot == kRootSlot || !try_pin(id)) return;
+    const Pinned pinned{*this, slot};
+    InodeRecord& record = at(slot);
+    const std::uint64_t hash = identity_of(record).hash();
+    InodeIndex::Shard& of = index.shard(hash);
+    Lock lock(of.mutex);
+    const std::uint64_t owed = record.lookups.load(std::memory_order_relaxed);
+    if (owed > most_lookups || inodes.state(slot) != SlotState::kLive) return;
+    record.lookups.store(0, std::memory_order_relaxed);
+    if (owed != 0) remembered.fetch_add(1, std::memory_order_relaxed);
+    leave(of, slot, hash, generation_of(id));
   }
 };
 
@@ -699,7 +845,17 @@ Result<std::unique_ptr<InodeStore>> InodeStore::create(UniqueFd root, Settings s
 
 Result<InodeRef> InodeStore::pin(NodeId id) {
   if (!state_->try_pin(id)) return Errno{ESTALE};
-  return InodeRef{this, slot_of(id)};
+  InodeRef inode{this, slot_of(id)};
+  if (state_->at(inode.slot_).lookups.load(std::memory_order_relaxed) == 0) return Errno{ESTALE};
+  return inode;
+}
+
+Result<InodeRef> InodeStore::recall(NodeId id, struct statx* out) {
+  if (!state_->try_pin(id)) return Errno{ESTALE};
+  InodeRef inode{this, slot_of(id)};
+  TRY(stat(inode, sys::kStatxMask, out));
+  if (!state_->add_lookup(inode.slot_)) return Errno{ESTALE};
+  return inode;
 }
 
 Result<FdRef> InodeStore::fd(const InodeRef& inode) {
@@ -804,10 +960,7 @@ Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name
 }
 
 void InodeStore::add_lookup(const InodeRef& inode) {
-  InodeRecord& record = state_->at(inode.slot_);
-  // A forget reads the count and writes it under this lock.
-  Lock lock(state_->index.shard(identity_of(record).hash()).mutex);
-  record.lookups.fetch_add(1, std::memory_order_relaxed);
+  (void)state_->add_lookup(inode.slot_);
 }
 
 Result<InodeRef> InodeStore::parent(const InodeRef& inode, struct statx* out) {
@@ -840,10 +993,7 @@ Result<InodeRef> InodeStore::parent(const InodeRef& inode, struct statx* out) {
 }
 
 void InodeStore::forget(NodeId id, std::uint64_t count) {
-  // Pinned so that its identity can be read; the root is never forgotten.
-  if (id == root() || !state_->try_pin(id)) return;
-  state_->forget(slot_of(id), generation_of(id), count);
-  state_->unpin(slot_of(id));
+  state_->forget(id, count);
 }
 
 void InodeStore::before_removal(const InodeRef& directory, Name name) {
@@ -858,6 +1008,8 @@ void InodeStore::before_removal(const InodeRef& directory, Name name) {
   const auto known = state.find(FileIdentity::of(stx, *mount), 0);
   if (!known) return;
   const InodeRef pinned{this, *known};
+  // What the guest has forgotten it has no file open of.
+  if (state.at(*known).lookups.load(std::memory_order_relaxed) == 0) return;
   state.note_name(*known, directory.id(), name);
   // Best effort: a share that changes underneath may have taken it away already.
   if (!state.path_fd(*known)) log::debug("a name went away before its inode was opened");
@@ -902,8 +1054,10 @@ void InodeStore::set_open_files(OpenFiles open_files) {
 void InodeStore::clear() {
   const std::uint32_t used = state_->inodes.used();
   for (std::uint32_t slot = kRootSlot + 1; slot < used; ++slot) {
-    if (state_->inodes.state(slot) != SlotState::kLive) continue;
-    forget(state_->id_of(slot), ~std::uint64_t{0});
+    if (state_->inodes.state(slot) == SlotState::kLive)
+      state_->drop(state_->id_of(slot), ~std::uint64_t{0});
+  }
+  while (state_->forgotten.pop()) {
   }
 }
 
@@ -911,7 +1065,7 @@ const std::shared_ptr<Arena>& InodeStore::arena() const {
   return state_->arena;
 }
 std::uint64_t InodeStore::count() const {
-  return state_->inodes.live();
+  return state_->inodes.live() - state_->remembered.load(std::memory_order_relaxed);
 }
 std::uint32_t InodeStore::descriptors() const {
   return state_->hot.load(std::memory_order_relaxed);

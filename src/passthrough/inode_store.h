@@ -75,6 +75,7 @@ class InodeStore {
   struct Settings {
     std::uint32_t descriptor_budget = 4096;  // O_PATH descriptors kept for hot inodes
     std::uint32_t max_inodes = 1U << 26;     // beyond: ENFILE to the guest
+    std::uint32_t remembered = 1U << 15;     // nodes kept for recall after they were forgotten
     bool use_file_handles = false;           // open_by_handle_at is allowed to this process
     std::shared_ptr<Arena> arena;            // made by make_arena; none: the store makes its own
   };
@@ -120,12 +121,18 @@ class InodeStore {
   Result<InodeRef> adopt(const InodeRef& directory, std::optional<Name> name, FdRef fd,
                          struct statx* out);
 
-  // One more lookup on a node already pinned (LOOKUP of ".", LINK).
+  // LOOKUP of ".": the node, and its attributes; one lookup more. That is how Linux comes back with
+  // a file handle to a node that it has forgotten (fuse_get_dentry). ESTALE if it was forgotten too
+  // long ago, or was open or too young then, or if its name now means another file.
+  Result<InodeRef> recall(NodeId id, struct statx* out);
+
+  // One more lookup on a node already pinned (LINK).
   void add_lookup(const InodeRef& inode);
   // The directory above; the root's is the root. Adds one lookup. ESTALE when it can't be told.
   Result<InodeRef> parent(const InodeRef& inode, struct statx* out);
 
-  // Takes `count` lookups back; saturates. At zero the node is gone for the guest.
+  // Takes `count` lookups back; saturates. At zero the node is gone for the guest, but for
+  // recall().
   void forget(NodeId id, std::uint64_t count);
 
   // Namespace changes by the guest. Before a name goes away (unlink, rmdir, or

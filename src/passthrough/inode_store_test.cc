@@ -290,6 +290,212 @@ TEST_F(InodeStoreTest, ClearForgetsAllButTheRootAndKeepsPinsSafe) {
   EXPECT_TRUE(store_->pin(NodeId{1}));
 }
 
+// ---- Nodes that a guest forgot and comes back to ----------------------------------
+
+class InodeRecall : public InodeStoreTest {
+ protected:
+  void remember(std::uint32_t nodes) {
+    InodeStore::Settings settings;
+    settings.remembered = nodes;
+    open_store(settings);
+  }
+  NodeId look_up_and_forget(std::string_view name) {
+    const NodeId id = lookup(name)->id();
+    store_->forget(id, 1);
+    return id;
+  }
+  Errno recall(NodeId id) {
+    const auto inode = store_->recall(id, &stx_);
+    if (!inode) return inode.error();
+    EXPECT_EQ(inode->id(), id);
+    store_->forget(id, 1);
+    return Errno{0};
+  }
+};
+
+TEST_F(InodeRecall, FindsAForgottenNodeUnderItsId) {
+  make("a", "abc");
+  let_settle();
+  const NodeId id = look_up_and_forget("a");
+  EXPECT_EQ(store_->count(), 1U);
+  EXPECT_EQ(store_->pin(id).error(), Errno{ESTALE});
+  const auto inode = store_->recall(id, &stx_);
+  ASSERT_TRUE(inode);
+  EXPECT_EQ(inode->id(), id);
+  EXPECT_EQ(stx_.stx_size, 3U);
+  EXPECT_EQ(store_->count(), 2U);
+  EXPECT_TRUE(store_->pin(id));
+  EXPECT_EQ(lookup("a")->id(), id);
+}
+
+TEST_F(InodeRecall, IsOneMoreLookupOfAKnownNode) {
+  make("a");
+  const NodeId id = lookup("a")->id();
+  ASSERT_TRUE(store_->recall(id, &stx_));
+  store_->forget(id, 1);
+  EXPECT_TRUE(store_->pin(id));
+  EXPECT_EQ(recall(NodeId{1}), Errno{0});
+  EXPECT_EQ(recall(NodeId{0xdeadbeef}), Errno{ESTALE});
+}
+
+TEST_F(InodeRecall, FindsADirectoryAndWhatIsInIt) {
+  fs::create_directories(root_ / "d/e");
+  make("d/e/f");
+  let_settle();
+  InodeRef d = *lookup("d");
+  InodeRef e = *lookup(d, "e");
+  const NodeId f = lookup(e, "f")->id();
+  store_->forget(f, 1);
+  // With their descriptors, as directories that were used have.
+  const NodeId e_id = std::exchange(e, InodeRef{}).id();
+  const NodeId d_id = std::exchange(d, InodeRef{}).id();
+  store_->forget(e_id, 1);
+  store_->forget(d_id, 1);
+  EXPECT_EQ(store_->descriptors(), 0U);
+  EXPECT_EQ(store_->count(), 1U);
+  EXPECT_EQ(recall(f), Errno{0});
+  EXPECT_EQ(recall(e_id), Errno{0});
+  EXPECT_EQ(recall(d_id), Errno{0});
+}
+
+TEST_F(InodeRecall, HoldsNoFileThatIsForgotten) {
+  make("a");
+  let_settle();
+  const NodeId id = lookup("a")->id();
+  ASSERT_TRUE(store_->fd(*store_->pin(id)));
+  EXPECT_EQ(store_->descriptors(), 1U);
+  store_->forget(id, 1);
+  EXPECT_EQ(store_->descriptors(), 0U);
+  EXPECT_EQ(recall(id), Errno{0});
+}
+
+TEST_F(InodeRecall, IsStaleForWhatItsNameNoLongerMeans) {
+  for (const char* name : {"gone", "replaced", "moved"}) make(name);
+  let_settle();
+  const NodeId gone = look_up_and_forget("gone");
+  const NodeId replaced = look_up_and_forget("replaced");
+  const NodeId moved = look_up_and_forget("moved");
+  fs::remove(root_ / "gone");
+  make("other");
+  fs::rename(root_ / "other", root_ / "replaced");
+  fs::rename(root_ / "moved", root_ / "elsewhere");
+  EXPECT_EQ(recall(gone), Errno{ESTALE});
+  EXPECT_EQ(recall(replaced), Errno{ESTALE});
+  EXPECT_EQ(recall(moved), Errno{ESTALE});
+  // Seen again, it is known by its new name.
+  EXPECT_EQ(look_up_and_forget("elsewhere"), moved);
+  EXPECT_EQ(recall(moved), Errno{0});
+}
+
+TEST_F(InodeRecall, IsStaleForAFileTooYoungToBeKnownByIdentity) {
+  make("a");
+  const NodeId id = look_up_and_forget("a");
+  EXPECT_EQ(recall(id), Errno{ESTALE});
+}
+
+TEST_F(InodeRecall, KeepsNoNodeThatIsOpen) {
+  make("a");
+  let_settle();
+  InodeRef a = *lookup("a");
+  const NodeId id = a.id();
+  store_->opened(a);
+  store_->forget(id, 1);
+  EXPECT_EQ(recall(id), Errno{ESTALE});
+  store_->closed(a);
+}
+
+TEST_F(InodeRecall, RemembersTheLastOnesOnly) {
+  for (const char* name : {"a", "b", "c"}) make(name);
+  let_settle();
+  remember(2);
+  const NodeId a = look_up_and_forget("a");
+  const NodeId b = look_up_and_forget("b");
+  const NodeId c = look_up_and_forget("c");
+  EXPECT_EQ(recall(a), Errno{ESTALE});
+  EXPECT_EQ(recall(b), Errno{0});
+  EXPECT_EQ(recall(c), Errno{0});
+  remember(0);
+  EXPECT_EQ(recall(look_up_and_forget("a")), Errno{ESTALE});
+  EXPECT_EQ(store_->count(), 1U);
+}
+
+TEST_F(InodeRecall, KeepsWhatTheGuestCameBackTo) {
+  for (const char* name : {"a", "b", "c", "d", "e"}) make(name);
+  let_settle();
+  remember(2);
+  const NodeId held = look_up_and_forget("a");
+  ASSERT_EQ(lookup("a")->id(), held);
+  const NodeId again = look_up_and_forget("b");
+  ASSERT_EQ(look_up_and_forget("b"), again);
+  // The first two in line: one is the guest's, the other was forgotten once more since.
+  look_up_and_forget("c");
+  look_up_and_forget("d");
+  EXPECT_TRUE(store_->pin(held));
+  EXPECT_EQ(recall(again), Errno{0});
+  store_->forget(held, 1);
+  EXPECT_EQ(recall(held), Errno{0});
+}
+
+TEST_F(InodeRecall, MakesRoomForNodesThatTheGuestHolds) {
+  for (int i = 0; i < 8; ++i) make("f" + std::to_string(i));
+  let_settle();
+  InodeStore::Settings settings;
+  settings.max_inodes = 5;
+  store_ = std::move(InodeStore::create(UniqueFd{::open(root_.c_str(), O_PATH | O_CLOEXEC)},
+                                        std::move(settings)))
+               .value();
+  for (int i = 0; i < 4; ++i) look_up_and_forget("f" + std::to_string(i));
+  for (int i = 4; i < 8; ++i) EXPECT_TRUE(lookup("f" + std::to_string(i))) << i;
+  EXPECT_EQ(lookup("f0").error(), Errno{ENFILE});
+  EXPECT_EQ(store_->count(), 5U);
+}
+
+TEST_F(InodeRecall, EndsWithTheSession) {
+  make("a");
+  let_settle();
+  const NodeId id = look_up_and_forget("a");
+  store_->clear();
+  EXPECT_EQ(recall(id), Errno{ESTALE});
+  EXPECT_EQ(store_->count(), 1U);
+}
+
+TEST_F(InodeRecall, RacesWithLookupsAndForgets) {
+  for (int i = 0; i < 40; ++i) make("f" + std::to_string(i));
+  let_settle();
+  remember(16);
+  std::array<std::atomic<std::uint64_t>, 40> ids{};
+  std::atomic<int> recalled{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 5000; ++i) {
+        struct statx stx {};
+        const std::size_t which = static_cast<std::size_t>(i * 7 + t) % 40;
+        if (t % 2 == 0) {
+          const auto inode = store_->lookup(root(), name_of("f" + std::to_string(which)), 0, &stx);
+          ASSERT_TRUE(inode);
+          ASSERT_TRUE(i % 3 != 0 || store_->fd(*inode));
+          ids[which] = inode->id().value;
+          store_->forget(inode->id(), 1);
+        } else if (const std::uint64_t id = ids[which]; id != 0) {
+          const auto inode = store_->recall(NodeId{id}, &stx);
+          if (!inode) continue;  // its time was up
+          ++recalled;
+          const auto fd = store_->fd(*inode);
+          struct statx again {};
+          ASSERT_TRUE(fd && sys::statx(*fd, sys::kStatxMask, &again));
+          ASSERT_EQ(again.stx_ino, stx.stx_ino);
+          store_->forget(inode->id(), 1);
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(store_->count(), 1U);
+  EXPECT_EQ(store_->descriptors(), 0U);
+  EXPECT_GT(recalled, 0);
+}
+
 TEST_F(InodeStoreTest, ThreadsThatLookUpForgetAndUseLoseNothing) {
   for (int i = 0; i < 40; ++i) make("f" + std::to_string(i));
   let_settle();

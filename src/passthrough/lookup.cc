@@ -89,10 +89,8 @@ Result<fuse_entry_out> Passthrough::lookup(fuse::Call& call, Name name) {
 }
 
 Result<fuse_entry_out> Passthrough::lookup_self(fuse::Call& call) {
-  const InodeRef inode = TRY(inodes_->pin(call.node));
   struct statx stx;
-  TRY(inodes_->stat(inode, sys::kStatxMask, &stx));
-  inodes_->add_lookup(inode);
+  const InodeRef inode = TRY(inodes_->recall(call.node, &stx));
   return entry_of(call, inode, stx);
 }
 

@@ -33,7 +33,11 @@ struct InodeRecord {
   std::atomic<std::uint32_t> opens;      // handles open on it
   std::atomic<std::uint32_t> cold_children;  // cold records whose parent this is
   std::atomic<std::uint8_t> touched;         // used since the demotion hand last passed
-  std::uint8_t padding[3];
+  static constexpr std::uint8_t kNotQueued = 0;
+  static constexpr std::uint8_t kQueued = 1;       // in line to go, unless looked up again
+  static constexpr std::uint8_t kQueuedAgain = 2;  // was, and was forgotten once more
+  std::atomic<std::uint8_t> queued;                // among the forgotten nodes
+  std::uint8_t padding[2];
   std::atomic<std::uint32_t>
       next_by_identity;  // chain of the private index; next free slot when free
 };
