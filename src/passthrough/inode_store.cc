@@ -20,6 +20,7 @@
 #include "passthrough/file_identity.h"
 #include "passthrough/forgotten_queue.h"
 #include "passthrough/inode_index.h"
+#include "passthrough/other_names.h"
 #include "state/blobs.h"
 #include "state/records.h"
 #include "state/slab.h"
@@ -33,9 +34,12 @@ constexpr std::size_t kStripes = 256;
 constexpr std::uint32_t kMaxHandleRecords = 1U << 20;
 constexpr std::size_t kMaxDepth = 1U << 16;  // of a walk from a cold inode up to a hot one
 constexpr std::uint32_t kDemotionBatch = 32;
-// A record's parent may change while its ancestors are opened; that often is enough.
-constexpr int kWarmUpAttempts = 4;
+// A record's parent may change while its ancestors are opened, or turn out to have another name;
+// that often is enough.
+constexpr int kWarmUpAttempts = 8;
 constexpr Errno kMovedMeanwhile{EAGAIN};
+// Places to look at for a file that is not where it was.
+constexpr std::size_t kMostPlaces = 16;
 
 std::uint32_t hash_name(std::string_view name) {
   std::uint64_t hash = name.size();
@@ -97,6 +101,7 @@ struct InodeStore::State {
   InodeIndex index;
   Blobs blobs;
   ForgottenQueue forgotten;
+  OtherNames other_names;
   UniqueFd root;
   UniqueFd mount_for_handles;  // O_RDONLY on the root's mount, when file handles are used
   Mounts mounts;
@@ -141,7 +146,12 @@ struct InodeStore::State {
   }
 
   void unpin(std::uint32_t slot) {
-    if (inodes.unpin(slot)) finish(slot);
+    const std::uint64_t before = inodes.drop_pin(slot);
+    if (SlotHead::pins(before) != 1) return;
+    if (SlotHead::state(before) == SlotState::kDying) return finish(slot);
+    // Nobody's any more, as far as can be seen without the pin: looked at again with one.
+    if (at(slot).lookups.load(std::memory_order_relaxed) == 0) [[unlikely]]
+      cool_down(node_id(slot, SlotHead::generation(before)));
   }
 
   // The last one out: nobody can reach the record any more.
@@ -173,14 +183,37 @@ struct InodeStore::State {
   // Finds and pins; adds `lookups` to what the guest owes.
   std::optional<std::uint32_t> find(const FileIdentity& identity, std::uint64_t lookups) {
     const std::uint64_t hash = identity.hash();
-    InodeIndex::Shard& of = index.shard(hash);
-    Lock lock(of.mutex);
-    const std::uint32_t slot = index.find(of, identity, hash);
-    if (slot == 0) return std::nullopt;
-    // Live while in the index: retiring takes this lock too.
-    inodes.add_pin(slot);
-    owe(at(slot), lookups);
-    return slot;
+    for (;;) {
+      NodeId doubtful;
+      {
+        InodeIndex::Shard& of = index.shard(hash);
+        Lock lock(of.mutex);
+        const std::uint32_t slot = index.find(of, identity, hash);
+        if (slot == 0) return std::nullopt;
+        if (!is_doubtful(slot)) {
+          // Live while in the index: retiring takes this lock too.
+          inodes.add_pin(slot);
+          owe(at(slot), lookups);
+          return slot;
+        }
+        doubtful = id_of(slot);
+      }
+      end_doubt(doubtful);
+    }
+  }
+
+  // Forgotten when its identity said little: another file may have the same by now. Under the lock
+  // of the record's shard.
+  bool is_doubtful(std::uint32_t slot) {
+    return at(slot).unproven.load(std::memory_order_relaxed) != 0 &&
+           at(slot).lookups.load(std::memory_order_relaxed) == 0;
+  }
+
+  // Either the record is of the file that has its name now, or it goes.
+  void end_doubt(NodeId id) {
+    if (!try_pin(id)) return;
+    const Pinned pinned{*this, slot_of(id)};
+    if (!path_fd(pinned.slot) || is_doubtful(pinned.slot)) drop(id, 0);
   }
 
   // Under the lock of the record's shard, while it is in the index.
@@ -216,10 +249,15 @@ struct InodeStore::State {
     if (cold) count_cold(parent, 1);
 
     const std::uint64_t hash = identity.hash();
-    Result<std::uint32_t> outcome = [&]() -> Result<std::uint32_t> {
+    NodeId doubtful;
+    const auto attempt = [&]() -> Result<std::uint32_t> {
       InodeIndex::Shard& of = index.shard(hash);
       Lock lock(of.mutex);
       const std::uint32_t known = index.find(of, identity, hash);
+      if (known != 0 && is_doubtful(known)) {
+        doubtful = id_of(known);
+        return kMovedMeanwhile;
+      }
       if (known != 0) {
         inodes.add_pin(known);
         owe(at(known), 1);
@@ -242,12 +280,18 @@ struct InodeStore::State {
       record.cold_children.store(0, std::memory_order_relaxed);
       record.touched.store(cold ? 0 : 1, std::memory_order_relaxed);
       record.queued.store(InodeRecord::kNotQueued, std::memory_order_relaxed);
+      record.unproven.store(0, std::memory_order_relaxed);
       if (fd) hot.fetch_add(1, std::memory_order_relaxed);
       record.fd.store(fd.release(), std::memory_order_relaxed);
       index.link(of, slot, hash);
       inodes.publish(slot, 1);
       return slot;
-    }();
+    };
+    Result<std::uint32_t> outcome = attempt();
+    while (!outcome && outcome.error() == kMovedMeanwhile) {
+      end_doubt(doubtful);
+      outcome = attempt();
+    }
     // A reference still ours was not used: somebody else's record was there first.
     const bool used = outcome && reference == 0 && name;
     if (reference != 0) blobs.remove(reference);
@@ -278,6 +322,9 @@ struct InodeStore::State {
     if (slot == kRootSlot) return;
     auto added = blobs.add(std::as_bytes(std::span{name.view()}));
     if (!added) return;  // the old name stays: the worst that follows is ESTALE
+    if (const auto earlier = known_name(slot)) {
+      other_names.add(parent, name.view(), earlier->parent, {earlier->text.data(), earlier->size});
+    }
     count_cold(parent, 1);
     NodeId before;
     bool cold = false;
@@ -367,6 +414,11 @@ struct InodeStore::State {
     return true;
   }
 
+  // Whether a kernel file handle leads to it.
+  bool has_handle(std::uint32_t slot) {
+    return settings.use_file_handles && at(slot).handle.load(std::memory_order_relaxed) != 0;
+  }
+
   // Whether a pinned, hot record can be found again without its descriptor:
   // by a file handle, or by its name now and an identity that lasts.
   bool prove_return(std::uint32_t slot) {
@@ -374,11 +426,12 @@ struct InodeStore::State {
     const FdRef fd{record.fd.load(std::memory_order_acquire)};
     if (!fd.valid()) return false;
     struct statx stx {};
-    if (record.handle.load(std::memory_order_relaxed) != 0 || remember_handle(slot, fd)) {
+    if (has_handle(slot) || remember_handle(slot, fd)) {
       // The descriptor of a file without a name is all that keeps it.
       return sys::statx(fd, STATX_NLINK, &stx) && stx.stx_nlink != 0;
     }
     if (!identity_of(record).lasts()) return false;
+    record.unproven.store(0, std::memory_order_release);  // nothing is as sure as a descriptor
     return static_cast<bool>(stat_by_name(slot, kMinimalMask, &stx, Room::kAsThereIs));
   }
 
@@ -415,14 +468,45 @@ struct InodeStore::State {
 
   // A record's attributes by its name, verified to be the same file.
   Result<> stat_by_name(std::uint32_t slot, unsigned mask, struct statx* out, Room room) {
+    if (at(slot).unproven.load(std::memory_order_relaxed) != 0) return Errno{ESTALE};
     const auto known = known_name(slot);
     if (!known || !try_pin(known->parent)) return Errno{ESTALE};
     const Pinned parent{*this, slot_of(known->parent)};
-    const FdRef directory = TRY(path_fd(slot_of(known->parent), room));
-    const Name name = TRY(known->name());
+    return stat_at(slot, slot_of(known->parent), TRY(known->name()), mask, out, room);
+  }
+
+  Result<> stat_at(std::uint32_t slot, std::uint32_t parent, Name name, unsigned mask,
+                   struct statx* out, Room room) {
+    const FdRef directory = TRY(path_fd(parent, room));
     auto got = sys::statx(directory, name, AT_NO_AUTOMOUNT, mask | kMinimalMask, out);
     if (!got) return gone_to_stale(got.error());
     return verify(at(slot), *out);
+  }
+
+  // A record that is not under its name: whether it is where a rename or another link may have it.
+  // Then that is its name. (Opens directories, but follows no hint for them: there is no end to how
+  // often a guest could make that necessary.)
+  bool find_other_name(std::uint32_t slot) {
+    const auto known = known_name(slot);
+    if (!known) return false;
+    std::vector<PlaceOfName> places{{known->parent, {known->text.data(), known->size}}};
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      const PlaceOfName place = places[i];
+      const auto name = Name::parse(place.name);
+      struct statx stx {};
+      if (i != 0 && name && try_pin(place.directory)) {
+        const Pinned parent{*this, slot_of(place.directory)};
+        if (stat_at(slot, parent.slot, *name, kMinimalMask, &stx, Room::kAsThereIs)) {
+          note_name(slot, place.directory, *name);
+          return true;
+        }
+      }
+      for (PlaceOfName& more :
+           other_names.of(place.directory, place.name, kMostPlaces - places.size())) {
+        if (std::ranges::find(places, more) == places.end()) places.push_back(std::move(more));
+      }
+    }
+    return false;
   }
 
   // A name that is no longer there means that our way to the file is stale.
@@ -496,7 +580,10 @@ struct InodeStore::State {
   Result<FdRef> open_cold(std::uint32_t slot, Room room) {
     const std::int32_t number = at(slot).fd.load(std::memory_order_acquire);
     if (number >= 0) return FdRef{number};
-    return now_hot(slot, TRY(reach_by_name(slot, room)));
+    auto fd = reach_by_name(slot, room);
+    if (!fd && fd.error() == Errno{ESTALE} && room == Room::kMake && find_other_name(slot))
+      return kMovedMeanwhile;
+    return now_hot(slot, TRY(std::move(fd)));
   }
 
   // Two threads may come at once: the descriptor that stays is returned.
@@ -518,7 +605,7 @@ struct InodeStore::State {
   }
 
   Result<UniqueFd> reach_by_handle(std::uint32_t slot, Room room) {
-    const auto handle = stored_handle(slot);
+    const auto handle = settings.use_file_handles ? stored_handle(slot) : std::nullopt;
     if (!handle) return Errno{ESTALE};
     return with_room(
         [&] { return sys::open_by_handle_at(mount_for_handles, *handle, O_PATH | O_NOFOLLOW); },
@@ -539,6 +626,7 @@ struct InodeStore::State {
     struct statx stx {};
     TRY(sys::statx(*fd, kMinimalMask, &stx));
     TRY(verify(at(slot), stx));
+    TRY(prove(slot, *fd));
     return fd;
   }
 
@@ -561,9 +649,12 @@ struct InodeStore::State {
 
   // ---- file handles -------------------------------------------------------------
 
-  // Blob: type (4 bytes), then the handle's bytes.
   bool remember_handle(std::uint32_t slot, FdRef fd) {
-    if (!settings.use_file_handles || at(slot).mount != 0) return false;
+    return settings.use_file_handles && at(slot).mount == 0 && store_handle(slot, fd);
+  }
+
+  // Blob: type (4 bytes), then the handle's bytes.
+  bool store_handle(std::uint32_t slot, FdRef fd) {
     auto handle = sys::name_to_handle_at(fd);
     if (!handle || handle->size + sizeof handle->type > Blobs::kMaxBytes) return false;
     std::array<std::byte, Blobs::kMaxBytes> packed;
@@ -576,6 +667,22 @@ struct InodeStore::State {
       blobs.remove(*reference);
     }
     return true;
+  }
+
+  // Whether `fd` is of the very file that a doubtful record was made for: its handle tells
+  // (it has what the file system calls a generation). From then on the identity does.
+  Result<> prove(std::uint32_t slot, FdRef fd) {
+    InodeRecord& record = at(slot);
+    if (record.unproven.load(std::memory_order_acquire) == 0) return {};
+    const auto known = stored_handle(slot);
+    const auto handle = sys::name_to_handle_at(fd);
+    if (!known || !handle || known->type != handle->type || known->size != handle->size ||
+        !std::equal(known->bytes.begin(), known->bytes.begin() + known->size,
+                    handle->bytes.begin())) {
+      return Errno{ESTALE};
+    }
+    record.unproven.store(0, std::memory_order_release);
+    return {};
   }
 
   std::optional<sys::FileHandle> stored_handle(std::uint32_t slot) {
@@ -593,41 +700,69 @@ struct InodeStore::State {
 
   // ---- forgetting -----------------------------------------------------------------
 
-  // Whether a record the guest forgets can be found again, by its name and without a descriptor.
-  bool is_worth_keeping(const InodeRecord& record) {
-    return forgotten.capacity() != 0 && record.opens.load(std::memory_order_relaxed) == 0 &&
-           record.name.load(std::memory_order_relaxed) != 0 && identity_of(record).lasts();
+  // Whether a cold record that the guest forgets can be found again.
+  bool is_worth_keeping(std::uint32_t slot) {
+    const InodeRecord& record = at(slot);
+    const bool by_name = record.name.load(std::memory_order_relaxed) != 0 && record.birth != 0;
+    return forgotten.capacity() != 0 && (by_name || has_handle(slot));
   }
 
-  // Takes lookups back. At zero the record is kept, cold and in line to go, or goes.
+  // Likewise a pinned, hot one, when it has turned cold. It may be of a file that is gone, or too
+  // young to be known by its identity: then its kernel file handle will tell whether it is what was
+  // found.
+  bool can_keep(std::uint32_t slot) {
+    InodeRecord& record = at(slot);
+    const FdRef fd{record.fd.load(std::memory_order_acquire)};
+    struct statx stx {};
+    if (!sys::statx(fd, STATX_NLINK, &stx) || stx.stx_nlink == 0) return false;
+    if (!has_handle(slot)) (void)remember_handle(slot, fd);
+    if (!is_worth_keeping(slot)) return false;
+    const bool young = !has_handle(slot) && !identity_of(record).lasts();
+    if (young && !store_handle(slot, fd)) return false;
+    record.unproven.store(young ? 1 : 0, std::memory_order_release);
+    return true;
+  }
+
+  // Takes lookups back. At zero the record goes, or it is kept without a descriptor and gets in
+  // line.
   void forget(NodeId id, std::uint64_t count) {
     const std::uint32_t slot = slot_of(id);
     // Pinned so that its identity can be read; the root is never forgotten.
     if (slot == kRootSlot || !try_pin(id)) return;
+    const Pinned pinned{*this, slot};  // a hot one cools down when the last pin is dropped
     InodeRecord& record = at(slot);
     const std::uint64_t hash = identity_of(record).hash();
-    bool is_kept = false;
-    bool is_hot = false;
     bool joins = false;
     {
       InodeIndex::Shard& of = index.shard(hash);
       Lock lock(of.mutex);
       const std::uint64_t owed = record.lookups.load(std::memory_order_relaxed);
       record.lookups.store(owed > count ? owed - count : 0, std::memory_order_relaxed);
-      if (owed <= count && inodes.state(slot) == SlotState::kLive) {
-        if (owed != 0) remembered.fetch_add(1, std::memory_order_relaxed);
-        is_kept = is_worth_keeping(record);
-        is_hot = record.fd.load(std::memory_order_relaxed) >= 0;
-        if (!is_kept) {
-          leave(of, slot, hash, generation_of(id));
-        } else if (!is_hot) {
-          joins = join_queue(record);
-        }
+      if (owed > count || inodes.state(slot) != SlotState::kLive) return;
+      if (owed != 0) remembered.fetch_add(1, std::memory_order_relaxed);
+      if (record.fd.load(std::memory_order_relaxed) >= 0) return;
+      if (is_worth_keeping(slot)) {
+        joins = join_queue(record);
+      } else {
+        leave(of, slot, hash, generation_of(id));
       }
     }
-    unpin(slot);
-    if (is_kept && is_hot) joins = close_forgotten(id, hash);
     if (joins) make_room(forgotten.push(id));
+  }
+
+  // A forgotten record whose last pin was dropped, or so it seemed, holds no file of the host's: it
+  // turns cold, or goes.
+  void cool_down(NodeId id) {
+    const std::uint32_t slot = slot_of(id);
+    const auto is_hot = [&] { return at(slot).fd.load(std::memory_order_relaxed) >= 0; };
+    if (slot == kRootSlot || !is_hot() || !try_pin(id)) return;
+    // Pinned, what is hot stays hot.
+    const std::uint64_t hash = identity_of(at(slot)).hash();
+    const bool is_kept = is_hot() && can_keep(slot);
+    if (is_hot() && !is_kept) drop(id, 0);
+    // Not by unpin, which would come here again.
+    if (inodes.unpin(slot)) return finish(slot);
+    if (is_kept && close_forgotten(id, hash)) make_room(forgotten.push(id));
   }
 
   // Under the shard's lock, pinned: the record is the guest's no more, and nobody finds it.
@@ -646,8 +781,7 @@ struct InodeStore::State {
     return !in_queue;
   }
 
-  // A hot record that was just forgotten: the host's file must not be held on to. True when it
-  // turned cold and joins the queue; one that can't turn cold now goes.
+  // True when the record joins the queue. Whoever has it pinned by now comes here after.
   bool close_forgotten(NodeId id, std::uint64_t hash) {
     const std::uint32_t slot = slot_of(id);
     InodeRecord& record = at(slot);
@@ -656,23 +790,23 @@ struct InodeStore::State {
     UniqueFd closes;
     bool joins = false;
     {
-      InodeIndex::Shard& of = index.shard(hash);
-      Lock lock(of.mutex);
+      Lock lock(index.shard(hash).mutex);
       if (inodes.generation(slot) == generation_of(id) && inodes.set_aside(slot)) {
-        const bool still_forgotten = record.lookups.load(std::memory_order_relaxed) == 0 &&
-                                     record.opens.load(std::memory_order_relaxed) == 0;
-        if (still_forgotten && record.parent.load(std::memory_order_relaxed) == parent.value)
+        if (record.lookups.load(std::memory_order_relaxed) == 0 &&
+            record.parent.load(std::memory_order_relaxed) == parent.value) {
           closes = UniqueFd{record.fd.exchange(-1, std::memory_order_acq_rel)};
+        }
+        if (closes) {
+          record.touched.store(0, std::memory_order_relaxed);
+          joins = join_queue(record);
+        }
         inodes.put_back(slot);
-        record.touched.store(0, std::memory_order_relaxed);
-        if (closes) joins = join_queue(record);
       }
     }
     if (closes) {
       hot.fetch_sub(1, std::memory_order_relaxed);
     } else {
       count_cold(parent, -1);
-      drop(id, 0);
     }
     return joins;
   }
@@ -788,7 +922,11 @@ Result<std::shared_ptr<Arena>> InodeStore::make_arena(std::uint32_t max_inodes) 
 
 InodeStore::InodeStore(std::unique_ptr<State> state) : state_(std::move(state)) {}
 InodeStore::~InodeStore() {
-  clear();
+  const std::uint32_t used = state_->inodes.used();
+  for (std::uint32_t slot = kRootSlot + 1; slot < used; ++slot) {
+    if (state_->inodes.state(slot) == SlotState::kLive)
+      state_->drop(state_->id_of(slot), ~std::uint64_t{0});
+  }
   // The root's descriptor is owned by State::root.
   state_->at(kRootSlot).fd.store(-1, std::memory_order_relaxed);
 }
@@ -853,8 +991,13 @@ Result<InodeRef> InodeStore::pin(NodeId id) {
 Result<InodeRef> InodeStore::recall(NodeId id, struct statx* out) {
   if (!state_->try_pin(id)) return Errno{ESTALE};
   InodeRef inode{this, slot_of(id)};
-  TRY(stat(inode, sys::kStatxMask, out));
-  if (!state_->add_lookup(inode.slot_)) return Errno{ESTALE};
+  auto got = stat(inode, sys::kStatxMask, out);
+  // Renamed or unlinked under the name it had, it may have another.
+  if (!got && got.error() == Errno{ESTALE} && state_->find_other_name(inode.slot_))
+    got = stat(inode, sys::kStatxMask, out);
+  TRY(got);
+  // Linux asks for what it does not have itself, so it is not open either.
+  if (out->stx_nlink == 0 || !state_->add_lookup(inode.slot_)) return Errno{ESTALE};
   return inode;
 }
 
@@ -873,7 +1016,7 @@ Result<UniqueFd> InodeStore::open(const InodeRef& inode, int flags) {
   }
   if (auto fd = state.open_by_name(inode.slot_, flags)) return std::move(*fd);
   if (state.settings.use_file_handles && state.at(inode.slot_).mount == 0) {
-    if (state.at(inode.slot_).handle.load(std::memory_order_relaxed) == 0) {
+    if (!state.has_handle(inode.slot_)) {
       const FdRef path = TRY(state.path_fd(inode.slot_));
       state.remember_handle(inode.slot_, path);
     }
@@ -898,7 +1041,7 @@ Result<> InodeStore::stat(const InodeRef& inode, unsigned mask, struct statx* ou
   if (!again) touched.store(1, std::memory_order_relaxed);
   const bool room =
       state_->hot.load(std::memory_order_relaxed) < state_->settings.descriptor_budget;
-  if (!(again && room) && state_->at(inode.slot_).handle.load(std::memory_order_relaxed) == 0) {
+  if (!(again && room) && !state_->has_handle(inode.slot_)) {
     auto by_name = state_->stat_by_name(inode.slot_, mask, out, State::Room::kMake);
     if (by_name || by_name.error() != Errno{ESTALE}) return by_name;
   }
@@ -1018,6 +1161,10 @@ void InodeStore::before_removal(const InodeRef& directory, Name name) {
 void InodeStore::after_rename(const InodeRef& from_directory, Name from,
                               const InodeRef& to_directory, Name to, bool exchange) {
   State& state = *state_;
+  // What has its descriptor is not looked for now: if it is to be found later, that is where.
+  state.other_names.add(from_directory.id(), from.view(), to_directory.id(), to.view());
+  if (exchange)
+    state.other_names.add(to_directory.id(), to.view(), from_directory.id(), from.view());
   const auto follow = [&](const InodeRef& directory, Name name) {
     const auto in = state.path_fd(directory.slot_);
     if (!in) return;
@@ -1055,9 +1202,7 @@ void InodeStore::clear() {
   const std::uint32_t used = state_->inodes.used();
   for (std::uint32_t slot = kRootSlot + 1; slot < used; ++slot) {
     if (state_->inodes.state(slot) == SlotState::kLive)
-      state_->drop(state_->id_of(slot), ~std::uint64_t{0});
-  }
-  while (state_->forgotten.pop()) {
+      state_->forget(state_->id_of(slot), ~std::uint64_t{0});
   }
 }
 

@@ -122,8 +122,8 @@ class InodeStore {
                          struct statx* out);
 
   // LOOKUP of ".": the node, and its attributes; one lookup more. That is how Linux comes back with
-  // a file handle to a node that it has forgotten (fuse_get_dentry). ESTALE if it was forgotten too
-  // long ago, or was open or too young then, or if its name now means another file.
+  // a file handle to a node that it has forgotten (fuse_get_dentry), after a mount or a boot as
+  // well. ESTALE if it was forgotten too long ago, or if it has no name any more that we know of.
   Result<InodeRef> recall(NodeId id, struct statx* out);
 
   // One more lookup on a node already pinned (LINK).
@@ -154,8 +154,7 @@ class InodeStore {
   using OpenFiles = std::function<Result<UniqueFd>(NodeId)>;
   void set_open_files(OpenFiles open_files);
 
-  // Everything but the root is forgotten (INIT, DESTROY, reset). Requests in
-  // flight keep their pins; their nodes go when the last pin does.
+  // Everything but the root is forgotten (INIT, DESTROY, reset), as by forget().
   void clear();
 
   const std::shared_ptr<Arena>& arena() const;

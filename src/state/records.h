@@ -37,7 +37,8 @@ struct InodeRecord {
   static constexpr std::uint8_t kQueued = 1;       // in line to go, unless looked up again
   static constexpr std::uint8_t kQueuedAgain = 2;  // was, and was forgotten once more
   std::atomic<std::uint8_t> queued;                // among the forgotten nodes
-  std::uint8_t padding[2];
+  std::atomic<std::uint8_t> unproven;              // forgotten too young: `handle` is to tell
+  std::uint8_t padding;
   std::atomic<std::uint32_t>
       next_by_identity;  // chain of the private index; next free slot when free
 };

@@ -146,9 +146,12 @@ class Slab {
   // Drops a pin. True when it was the last one of a dying record: the caller
   // now owns what is in it, and frees the slot.
   [[nodiscard]] bool unpin(std::uint32_t slot) {
-    const std::uint64_t before =
-        records_[slot].head.fetch_sub(SlotHead::kPin, std::memory_order_acq_rel);
+    const std::uint64_t before = drop_pin(slot);
     return SlotHead::pins(before) == 1 && SlotHead::state(before) == SlotState::kDying;
+  }
+  // As unpin; the head as it was before.
+  [[nodiscard]] std::uint64_t drop_pin(std::uint32_t slot) {
+    return records_[slot].head.fetch_sub(SlotHead::kPin, std::memory_order_acq_rel);
   }
 
   // live -> dying. True when nobody has a pin: the caller owns it, as above.
