@@ -38,8 +38,9 @@ constexpr std::uint32_t kDemotionBatch = 32;
 // that often is enough.
 constexpr int kWarmUpAttempts = 8;
 constexpr Errno kMovedMeanwhile{EAGAIN};
-// Places to look at for a file that is not where it was.
+// Places to look at for a file that is not where it was, and how far below a hot directory.
 constexpr std::size_t kMostPlaces = 16;
+constexpr int kMostSteps = 64;
 
 std::uint32_t hash_name(std::string_view name) {
   std::uint64_t hash = name.size();
@@ -483,9 +484,19 @@ struct InodeStore::State {
     return verify(at(slot), *out);
   }
 
+  // Whether few steps up from there is a hot directory.
+  bool is_near(NodeId directory) {
+    for (int step = 0; step < kMostSteps && try_pin(directory); ++step) {
+      const Pinned pinned{*this, slot_of(directory)};
+      if (at(pinned.slot).fd.load(std::memory_order_acquire) >= 0) return true;
+      directory = NodeId{at(pinned.slot).parent.load(std::memory_order_relaxed)};
+    }
+    return false;
+  }
+
   // A record that is not under its name: whether it is where a rename or another link may have it.
-  // Then that is its name. (Opens directories, but follows no hint for them: there is no end to how
-  // often a guest could make that necessary.)
+  // Then that is its name. (Opens directories, but few, and follows no hint for them: there is no
+  // end to how often a guest could make that necessary.)
   bool find_other_name(std::uint32_t slot) {
     const auto known = known_name(slot);
     if (!known) return false;
@@ -494,7 +505,7 @@ struct InodeStore::State {
       const PlaceOfName place = places[i];
       const auto name = Name::parse(place.name);
       struct statx stx {};
-      if (i != 0 && name && try_pin(place.directory)) {
+      if (i != 0 && name && is_near(place.directory) && try_pin(place.directory)) {
         const Pinned parent{*this, slot_of(place.directory)};
         if (stat_at(slot, parent.slot, *name, kMinimalMask, &stx, Room::kAsThereIs)) {
           note_name(slot, place.directory, *name);
@@ -996,8 +1007,10 @@ Result<InodeRef> InodeStore::recall(NodeId id, struct statx* out) {
   if (!got && got.error() == Errno{ESTALE} && state_->find_other_name(inode.slot_))
     got = stat(inode, sys::kStatxMask, out);
   TRY(got);
-  // Linux asks for what it does not have itself, so it is not open either.
-  if (out->stx_nlink == 0 || !state_->add_lookup(inode.slot_)) return Errno{ESTALE};
+  // Linux asks for what it does not have itself, so it is not open either. (Not every file system
+  // counts links.)
+  const bool is_gone = inode.is_local() && out->stx_nlink == 0;
+  if (is_gone || !state_->add_lookup(inode.slot_)) return Errno{ESTALE};
   return inode;
 }
 
