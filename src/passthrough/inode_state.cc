@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// Pins, identity, names and file handles of inode records.
+#include <algorithm>
+#include <cstring>
+#include <string_view>
+
+#include "passthrough/inode_state.h"
+
+namespace virtiofsd {
+namespace {
+
+std::uint32_t hash_name(std::string_view name) {
+  std::uint64_t hash = name.size();
+  while (!name.empty()) {
+    std::uint64_t word = 0;
+    const std::size_t n = name.size() < sizeof word ? name.size() : sizeof word;
+    std::memcpy(&word, name.data(), n);
+    hash = mix_bits(hash ^ word);
+    name.remove_prefix(n);
+  }
+  return static_cast<std::uint32_t>(hash) | 1U;  // 0 means no name
+}
+
+}  // namespace
+
+void InodeStore::State::finish(std::uint32_t slot) {
+  InodeRecord& record = at(slot);
+  const std::int32_t number = record.fd.exchange(-1, std::memory_order_relaxed);
+  if (number >= 0) {
+    hot.fetch_sub(1, std::memory_order_relaxed);
+    UniqueFd closes{number};
+  } else {
+    count_cold(NodeId{record.parent.load(std::memory_order_relaxed)}, -1);
+  }
+  blobs.remove(record.name.exchange(0, std::memory_order_relaxed));
+  blobs.remove(record.handle.exchange(0, std::memory_order_relaxed));
+  inodes.free(slot);
+}
+
+void InodeStore::State::count_cold(NodeId parent, int change) {
+  if (parent.value == 0 || !try_pin(parent)) return;
+  const std::uint32_t slot = slot_of(parent);
+  at(slot).cold_children.fetch_add(static_cast<std::uint32_t>(change), std::memory_order_relaxed);
+  unpin(slot);
+}
+
+std::optional<std::uint32_t> InodeStore::State::find(const FileIdentity& identity,
+                                                     std::uint64_t lookups) {
+  const std::uint64_t hash = identity.hash();
+  for (;;) {
+    NodeId doubtful;
+    {
+      InodeIndex::Shard& of = index.shard(hash);
+      Lock lock(of.mutex);
+      const std::uint32_t slot = index.find(of, identity, hash);
+      if (slot == 0) return std::nullopt;
+      if (!is_doubtful(slot)) {
+        // Live while in the index: retiring takes this lock too.
+        inodes.add_pin(slot);
+        owe(at(slot), lookups);
+        return slot;
+      }
+      doubtful = id_of(slot);
+    }
+    end_doubt(doubtful);
+  }
+}
+
+void InodeStore::State::end_doubt(NodeId id) {
+  if (!try_pin(id)) return;
+  const Pinned pinned{*this, slot_of(id)};
+  if (!path_fd(pinned.slot) || is_doubtful(pinned.slot)) drop(id, 0);
+}
+
+bool InodeStore::State::add_lookup(std::uint32_t slot) {
+  InodeRecord& record = at(slot);
+  // A forget reads the count and writes it under this lock.
+  Lock lock(index.shard(identity_of(record).hash()).mutex);
+  if (inodes.state(slot) != SlotState::kLive) return false;
+  owe(record, 1);
+  return true;
+}
+
+Result<std::uint32_t> InodeStore::State::find_or_insert(const FileIdentity& identity, NodeId parent,
+                                                        std::optional<Name> name, UniqueFd fd,
+                                                        bool submount) {
+  std::uint32_t reference = 0;
+  if (name) {
+    auto added = blobs.add(std::as_bytes(std::span{name->view()}));
+    if (!added && drop_some_forgotten()) added = blobs.add(std::as_bytes(std::span{name->view()}));
+    if (!added) return Errno{ENFILE};  // as many nodes as we remember
+    reference = *added;
+  }
+  if (inodes.live() >= settings.max_inodes) drop_some_forgotten();
+  const bool cold = !fd;
+  if (cold) count_cold(parent, 1);
+
+  const std::uint64_t hash = identity.hash();
+  NodeId doubtful;
+  const auto attempt = [&]() -> Result<std::uint32_t> {
+    InodeIndex::Shard& of = index.shard(hash);
+    Lock lock(of.mutex);
+    const std::uint32_t known = index.find(of, identity, hash);
+    if (known != 0 && is_doubtful(known)) {
+      doubtful = id_of(known);
+      return kMovedMeanwhile;
+    }
+    if (known != 0) {
+      inodes.add_pin(known);
+      owe(at(known), 1);
+      return known;
+    }
+    if (inodes.live() >= settings.max_inodes) return Errno{ENFILE};
+    const std::uint32_t slot = TRY(inodes.allocate());
+    InodeRecord& record = at(slot);
+    record.ino = identity.ino;
+    record.birth = identity.birth;
+    record.mount = identity.mount;
+    record.type = identity.type;
+    record.submount = submount ? 1 : 0;
+    record.lookups.store(1, std::memory_order_relaxed);
+    record.parent.store(name ? parent.value : 0, std::memory_order_relaxed);
+    record.name.store(std::exchange(reference, 0), std::memory_order_relaxed);
+    record.name_hash.store(name ? hash_name(name->view()) : 0, std::memory_order_relaxed);
+    record.handle.store(0, std::memory_order_relaxed);
+    record.opens.store(0, std::memory_order_relaxed);
+    record.cold_children.store(0, std::memory_order_relaxed);
+    record.touched.store(cold ? 0 : 1, std::memory_order_relaxed);
+    record.queued.store(InodeRecord::kNotQueued, std::memory_order_relaxed);
+    record.unproven.store(0, std::memory_order_relaxed);
+    if (fd) hot.fetch_add(1, std::memory_order_relaxed);
+    record.fd.store(fd.release(), std::memory_order_relaxed);
+    index.link(of, slot, hash);
+    inodes.publish(slot, 1);
+    return slot;
+  };
+  Result<std::uint32_t> outcome = attempt();
+  while (!outcome && outcome.error() == kMovedMeanwhile) {
+    end_doubt(doubtful);
+    outcome = attempt();
+  }
+  // A reference still ours was not used: somebody else's record was there first.
+  const bool used = outcome && reference == 0 && name;
+  if (reference != 0) blobs.remove(reference);
+  if (cold && !used) count_cold(parent, -1);
+  return outcome;
+}
+
+std::optional<KnownName> InodeStore::State::known_name(std::uint32_t slot) {
+  KnownName known;
+  Lock lock(stripe(slot));
+  const std::uint32_t reference = at(slot).name.load(std::memory_order_relaxed);
+  if (reference == 0) return std::nullopt;
+  known.size = blobs.copy(reference, std::as_writable_bytes(std::span{known.text}));
+  known.parent = NodeId{at(slot).parent.load(std::memory_order_relaxed)};
+  return known;
+}
+
+void InodeStore::State::note_name(std::uint32_t slot, NodeId parent, Name name) {
+  InodeRecord& record = at(slot);
+  const std::uint32_t hash = hash_name(name.view());
+  if (record.parent.load(std::memory_order_relaxed) == parent.value &&
+      record.name_hash.load(std::memory_order_relaxed) == hash) {
+    return;
+  }
+  if (slot == kRootSlot) return;
+  auto added = blobs.add(std::as_bytes(std::span{name.view()}));
+  if (!added) return;  // the old name stays: the worst that follows is ESTALE
+  if (const auto earlier = known_name(slot)) {
+    other_names.add(parent, name.view(), earlier->parent, {earlier->text.data(), earlier->size});
+  }
+  count_cold(parent, 1);
+  NodeId before;
+  bool cold = false;
+  std::uint32_t old = 0;
+  {
+    Lock lock(stripe(slot));
+    old = record.name.exchange(*added, std::memory_order_relaxed);
+    before = NodeId{record.parent.exchange(parent.value, std::memory_order_relaxed)};
+    record.name_hash.store(hash, std::memory_order_relaxed);
+    cold = record.fd.load(std::memory_order_relaxed) < 0;
+  }
+  blobs.remove(old);
+  count_cold(cold ? before : parent, -1);
+}
+
+bool InodeStore::State::remember_handle(std::uint32_t slot, FdRef fd) {
+  return settings.use_file_handles && at(slot).mount == 0 && store_handle(slot, fd);
+}
+
+bool InodeStore::State::store_handle(std::uint32_t slot, FdRef fd) {
+  auto handle = sys::name_to_handle_at(fd);
+  if (!handle || handle->size + sizeof handle->type > Blobs::kMaxBytes) return false;
+  std::array<std::byte, Blobs::kMaxBytes> packed;
+  std::memcpy(packed.data(), &handle->type, sizeof handle->type);
+  std::memcpy(packed.data() + sizeof handle->type, handle->bytes.data(), handle->size);
+  auto reference = blobs.add(std::span{packed}.first(sizeof handle->type + handle->size));
+  if (!reference) return false;
+  std::uint32_t none = 0;
+  if (!at(slot).handle.compare_exchange_strong(none, *reference, std::memory_order_acq_rel)) {
+    blobs.remove(*reference);
+  }
+  return true;
+}
+
+Result<> InodeStore::State::prove(std::uint32_t slot, FdRef fd) {
+  InodeRecord& record = at(slot);
+  if (record.unproven.load(std::memory_order_acquire) == 0) return {};
+  const auto known = stored_handle(slot);
+  const auto handle = sys::name_to_handle_at(fd);
+  if (!known || !handle || known->type != handle->type || known->size != handle->size ||
+      !std::equal(known->bytes.begin(), known->bytes.begin() + known->size,
+                  handle->bytes.begin())) {
+    return Errno{ESTALE};
+  }
+  record.unproven.store(0, std::memory_order_release);
+  return {};
+}
+
+std::optional<sys::FileHandle> InodeStore::State::stored_handle(std::uint32_t slot) {
+  // Once set, a handle stays as long as the record.
+  const std::uint32_t reference = at(slot).handle.load(std::memory_order_acquire);
+  if (reference == 0) return std::nullopt;
+  std::array<std::byte, Blobs::kMaxBytes + 1> packed;
+  const std::size_t size = blobs.copy(reference, packed);
+  sys::FileHandle handle;
+  std::memcpy(&handle.type, packed.data(), sizeof handle.type);
+  handle.size = static_cast<std::uint32_t>(size - sizeof handle.type);
+  std::memcpy(handle.bytes.data(), packed.data() + sizeof handle.type, handle.size);
+  return handle;
+}
+
+}  // namespace virtiofsd
