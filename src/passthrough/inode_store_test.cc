@@ -586,12 +586,15 @@ TEST_F(InodeRecall, RacesWithLookupsAndForgets) {
   remember(16);
   std::array<std::atomic<std::uint64_t>, 40> ids{};
   std::atomic<int> recalled{0};
+  using Clock = std::chrono::steady_clock;
+  const auto deadline = Clock::now() + std::chrono::seconds(20);
   std::vector<std::thread> threads;
-  for (int t = 0; t < 4; ++t) {
+  for (std::size_t t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
-      for (int i = 0; i < 5000; ++i) {
+      // Who recalls may be alone at first: then nothing is forgotten yet.
+      for (std::size_t i = 0; i < 5000 || (recalled == 0 && Clock::now() < deadline); ++i) {
         struct statx stx {};
-        const std::size_t which = static_cast<std::size_t>(i * 7 + t) % 40;
+        const std::size_t which = (i * 7 + t) % 40;
         if (t % 2 == 0) {
           const auto inode = store_->lookup(root(), name_of("f" + std::to_string(which)), 0, &stx);
           ASSERT_TRUE(inode);
