@@ -524,7 +524,9 @@ void Crew::lead(Hand& hand) {
 bool Crew::poll_for_work() {
   if (settings_.poll.count() == 0) return false;
   if (polls_.is_left_out() || !processors_.may_spin()) return false;
-  const bool found = spin();
+  const Clock::time_point begun = Clock::now();
+  const bool found = spin(begun);
+  help_policy_.idled(Clock::now() - begun);
   processors_.spun();
   polls_.made(/*in_vain=*/!found);
   if (!found) processors_.look_again();
@@ -532,8 +534,7 @@ bool Crew::poll_for_work() {
 }
 
 // Time this thread had no processor doesn't count: what ran there may be what it waits for.
-bool Crew::spin() {
-  Clock::time_point now = Clock::now();
+bool Crew::spin(Clock::time_point now) {
   auto deadline = now + settings_.poll;
   do {
     for (int i = 0; i < kLooksPerRound; ++i) {
@@ -578,7 +579,7 @@ bool Crew::wait_for_work() {
       continue;
     }
     processors_.begin_work();
-    help_policy_.slept(Clock::now() - begun);
+    help_policy_.idled(Clock::now() - begun);
     if (stopping_.load(std::memory_order_acquire)) return false;
     std::uint64_t nudges = 0;
     if (events[0].data.u64 == kStop || (count == 2 && events[1].data.u64 == kStop))

@@ -120,7 +120,7 @@ class Crew {
   void forget_kick();
   bool wait_for_work();
   bool poll_for_work();
-  bool spin();
+  bool spin(std::chrono::steady_clock::time_point now);
   bool nap();
   enum class Passed : std::uint8_t { kNo, kYes, kThreadMissing };
   Passed pass_lead(std::uint64_t state);

@@ -8,15 +8,20 @@ namespace virtiofsd {
 void HelpPolicy::enter(Phase phase, std::uint32_t popped, Clock::time_point now) {
   phase_ = phase;
   begun_ = now;
-  slept_ = {};
+  idle_ = {};
+  absent_ = {};
   popped_ = popped;
   deepest_ = 0;
 }
 
+// An eighth off is worth the other thread's time.
+bool HelpPolicy::help_pays() const {
+  return helped_ns_ * 8 <= alone_ns_ * 7;
+}
+
 void HelpPolicy::note_progress(std::uint32_t popped, Clock::time_point now) {
-  const auto lasted = now - begun_ - slept_;
-  const auto a_request = [&] {
-    const std::chrono::nanoseconds time = lasted;
+  const auto lasted = now - begun_ - absent_;
+  const auto a_request = [&](std::chrono::nanoseconds time) {
     return static_cast<std::uint64_t>(time.count()) / std::max(popped - popped_, 1U);
   };
   if (turns_ >= kTurnsInRow) {
@@ -30,8 +35,9 @@ void HelpPolicy::note_progress(std::uint32_t popped, Clock::time_point now) {
       return;
     case Phase::kAlone:
       if (lasted < kMeasure) return;
-      alone_ns_ = a_request();
-      enter(deepest_ * alone_ns_ >= kWorthWaking ? Phase::kSettleHelped : Phase::kAlone, popped,
+      alone_ns_ = a_request(lasted);
+      work_ns_ = a_request(now - begun_ - idle_);
+      enter(deepest_ * work_ns_ >= kWorthWaking ? Phase::kSettleHelped : Phase::kAlone, popped,
             now);
       return;
     case Phase::kSettleHelped:
@@ -39,8 +45,17 @@ void HelpPolicy::note_progress(std::uint32_t popped, Clock::time_point now) {
       return;
     case Phase::kTrial:
       if (lasted < kMeasure) return;
-      // An eighth off is worth the other thread's time.
-      if (a_request() * 8 <= alone_ns_ * 7) {
+      helped_ns_ = a_request(lasted);
+      enter(help_pays() ? Phase::kSettleAgain : Phase::kPaused, popped, now);
+      return;
+    case Phase::kSettleAgain:
+      if (lasted >= kSettle) enter(Phase::kAgain, popped, now);
+      return;
+    case Phase::kAgain:
+      if (lasted < kMeasure) return;
+      alone_ns_ = std::min(alone_ns_, a_request(lasted));
+      work_ns_ = std::min(work_ns_, a_request(now - begun_ - idle_));
+      if (help_pays()) {
         pause_ = kShortestPause;
         enter(Phase::kHelped, popped, now);
       } else {

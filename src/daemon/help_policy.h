@@ -5,10 +5,13 @@
 // faster by it. It doesn't where both wait for the same lock in the kernel (two
 // changes of one directory), or where the driver needs that processor itself.
 //
-// That is found out by trying: some requests alone, some with help, and the
-// better of the two for a while. It isn't tried where the requests say themselves
-// that they take turns. The leader's own; no locks, and a look at the clock once
-// in sixteen requests.
+// That is found out by trying: some requests alone, some with help, and, where
+// help looks better, some alone once more, for the first ones may have been slow
+// for reasons of their own. Then the better of the two for a while. What counts
+// is how many requests are answered in that time: a leader that has to wait for
+// a driver without a processor is no faster. It isn't tried where the requests
+// say themselves that they take turns. The leader's own; no locks, and a look at
+// the clock once in sixteen requests.
 #pragma once
 
 #include <chrono>
@@ -30,8 +33,11 @@ class HelpPolicy {
   }
   // `popped`: how many requests the queue has handed out, to anyone; may wrap.
   void note_progress(std::uint32_t popped, Clock::time_point now);
-  // The leader slept, which is not what requests take.
-  void slept(Clock::duration time) { slept_ += time; }
+  // The leader had nothing to do for so long: it slept, or looked at an empty ring.
+  void idled(Clock::duration time) {
+    idle_ += time;
+    if (time > kLongestWait) absent_ += time - kLongestWait;
+  }
 
   // The request that was begun waited, for nearly all of its time, until others of this object were
   // done with it.
@@ -46,7 +52,7 @@ class HelpPolicy {
     return phase_ >= Phase::kSettleHelped && phase_ <= Phase::kHelped && turns_ < kTurnsInRow;
   }
   bool wants_help(std::uint32_t behind) const {
-    return may_be_helped() && behind * alone_ns_ >= kWorthWaking;
+    return may_be_helped() && behind * work_ns_ >= kWorthWaking;
   }
 
   static constexpr std::uint32_t kLookOneIn = 16;
@@ -54,6 +60,9 @@ class HelpPolicy {
   static constexpr std::chrono::milliseconds kMeasure{8};
   // Before that, for the change to take effect.
   static constexpr std::chrono::milliseconds kSettle{1};
+  // So much of a pause may be the driver's, which is slow or wants for a processor; what is
+  // longer is nobody's.
+  static constexpr std::chrono::milliseconds kLongestWait{1};
   // With help that pays, before it is compared again.
   static constexpr std::chrono::milliseconds kTenure{400};
   // Alone after help in vain: so long, then four times as long each time.
@@ -72,12 +81,18 @@ class HelpPolicy {
     kTrial,   // measures help
     kHelped,  // it pays
     kPaused,  // it doesn't
+    kSettleAgain,
+    kAgain,  // measures being alone after the trial
   };
 
+  bool help_pays() const;
   void enter(Phase phase, std::uint32_t popped, Clock::time_point now);
 
   Phase phase_ = Phase::kSettleAlone;
-  std::uint64_t alone_ns_ = 0;  // a request, when that was last measured
+  // Of a request, when that was last measured:
+  std::uint64_t work_ns_ = 0;    // what a thread has to do
+  std::uint64_t alone_ns_ = 0;   // with waits for the driver, alone
+  std::uint64_t helped_ns_ = 0;  // and with help
   Clock::duration pause_ = kShortestPause;
 
   std::uint32_t requests_ = 0;
@@ -86,7 +101,8 @@ class HelpPolicy {
   bool took_turn_ = false;  // the request that was begun last
   // Since the phase began:
   Clock::time_point begun_;
-  Clock::duration slept_{};
+  Clock::duration idle_{};
+  Clock::duration absent_{};  // of that, what doesn't count
   std::uint32_t popped_ = 0;
   std::uint32_t deepest_ = 0;
 };

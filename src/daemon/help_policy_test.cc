@@ -89,7 +89,7 @@ TEST_F(HelpPolicyTest, WhereRequestsTakeTurnsItIsNotTried) {
   EXPECT_LT(share_with_help(), 0.001);
   // And that is no reason against it afterwards.
   object_ = nullptr;
-  work(20ms, 4us, 2us, 30);
+  work(30ms, 4us, 2us, 30);
   share_with_help();
   work(100ms, 4us, 2us, 30);
   EXPECT_EQ(share_with_help(), 1);
@@ -114,9 +114,27 @@ TEST_F(HelpPolicyTest, WhatTheLeaderSleptIsNotCounted) {
   for (int i = 0; i < 1000; ++i) {
     work(16 * 4us, 4us, 2us, 5);
     now_ += 1ms;
-    policy_.slept(1ms);
+    policy_.idled(1ms);
   }
   EXPECT_EQ(share_with_help(), 0);
+}
+
+TEST_F(HelpPolicyTest, ASlowBeginningIsNotTakenForHelpThatPays) {
+  work(10ms, 8us, 8us, 30);
+  work(1s, 2us, 4us, 30);
+  EXPECT_LT(share_with_help(), 0.02);
+}
+
+TEST_F(HelpPolicyTest, HelpThatStarvesTheDriverIsNoHelp) {
+  // With help a request takes half as long, but then there is nothing to do for longer than that.
+  for (int i = 0; i < 5000; ++i) {
+    const bool help = policy_.wants_help(30);
+    work(32 * 4us, 4us, 2us, 30);
+    const auto pause = help ? 200us : 10us;
+    now_ += pause;
+    policy_.idled(pause);
+  }
+  EXPECT_LT(share_with_help(), 0.1);
 }
 
 TEST_F(HelpPolicyTest, ADeepMomentLongAgoIsForgotten) {
