@@ -14,6 +14,8 @@ namespace {
 // Most argument bytes of a request that is not a WRITE: an xattr or ioctl
 // value with its name is far below.
 constexpr std::size_t kMaxArguments = (std::size_t{1} << 20) + 4096;
+// Most answers are no longer, their header included.
+constexpr std::size_t kUsualReply = sizeof(fuse_out_header) + sizeof(fuse_entry_out);
 // Requests and answers up to this size stay on the stack.
 constexpr std::size_t kSmall = 512;
 
@@ -77,6 +79,7 @@ std::uint32_t Dispatcher::give_up(const char* why) {
 
 std::uint32_t Dispatcher::serve(SharedBytes request, SharedBytes reply, bool faulted,
                                 Scheduler& scheduler, Scratch& scratch) {
+  reply.prefetch_for_write(kUsualReply);
   Incoming incoming;
   if (!request.copy_out(std::as_writable_bytes(std::span{&incoming.header, 1})))
     return give_up("too short for a request header");

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/prefetch.h"
 
 namespace virtiofsd {
 namespace {
@@ -54,6 +55,15 @@ Result<> SharedBytes::skip(std::size_t size) {
   take(pieces_, size, [](std::byte*, std::size_t) {});
   size_ -= size;
   return {};
+}
+
+void SharedBytes::prefetch_for_write(std::size_t size) const {
+  for (const iovec& piece : pieces_) {
+    const std::size_t part = std::min(size, piece.iov_len);
+    virtiofsd::prefetch_for_write(static_cast<const std::byte*>(piece.iov_base), part);
+    size -= part;
+    if (size == 0) break;
+  }
 }
 
 Result<SharedBytes> SharedBytes::split_front(std::size_t size, std::span<iovec> storage) {

@@ -44,6 +44,9 @@ class SharedBytes {
   // many as there are bytes are always enough. EINVAL when fewer bytes are left.
   Result<SharedBytes> split_front(std::size_t size, std::span<iovec> storage);
 
+  // The next `size` bytes, or what is left, will be written soon. A hint.
+  void prefetch_for_write(std::size_t size) const;
+
   // The next `size` bytes for the kernel to read or write, not taken: the
   // caller skips what was used. `size` is clamped to what is left.
   IoSpace space(std::size_t size) const { return IoSpace{pieces_, size < size_ ? size : size_}; }
