@@ -13,6 +13,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "base/uninitialized.h"
+
 namespace virtiofsd {
 
 // A positive Linux error number. The guest reads it, so it is exact.
@@ -134,7 +136,7 @@ class [[nodiscard]] Result<void, E> {
 // The only macro that changes control flow.
 #define TRY(...)                                           \
   __extension__({                                          \
-    auto try_result = (__VA_ARGS__);                       \
+    UNINITIALIZED auto try_result = (__VA_ARGS__);         \
     if (!try_result) return std::move(try_result).error(); \
     std::move(try_result).value();                         \
   })

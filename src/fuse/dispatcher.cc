@@ -6,6 +6,7 @@
 #include <span>
 
 #include "base/log.h"
+#include "base/uninitialized.h"
 #include "fuse/operations.h"
 
 namespace virtiofsd::fuse {
@@ -103,11 +104,11 @@ std::uint32_t Dispatcher::serve(SharedBytes request, SharedBytes reply, bool fau
   }
 
   if (header.unique == 0) return give_up("unique is 0");
-  std::array<iovec, sizeof(fuse_out_header)> header_pieces;
+  UNINITIALIZED std::array<iovec, sizeof(fuse_out_header)> header_pieces;
   auto header_space = reply.split_front(sizeof(fuse_out_header), header_pieces);
   if (!header_space) return give_up("no room for a reply header");
 
-  std::array<std::byte, kSmall> small;
+  UNINITIALIZED std::array<std::byte, kSmall> small;
   Body body{reply, private_memory(std::min<std::size_t>(incoming.row->buffer, reply.size()), small,
                                   scratch.reply)};
   const auto result = execute(incoming, body, scheduler, scratch);
@@ -188,7 +189,7 @@ Result<> Dispatcher::execute(Incoming& incoming, Body& body, Scheduler& schedule
   }
   if (size > kMaxArguments) return Errno{EINVAL};
 
-  std::array<std::byte, kSmall> small;
+  UNINITIALIZED std::array<std::byte, kSmall> small;
   const auto bytes = private_memory(size, small, scratch.request);
   TRY(incoming.rest.copy_out(bytes));
   if (header.opcode == FUSE_INIT) return init(Reader{bytes}, body);

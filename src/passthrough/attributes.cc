@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 
+#include "base/uninitialized.h"
 #include "passthrough/credentials.h"
 #include "passthrough/passthrough.h"
 #include "sys/files.h"
@@ -41,7 +42,7 @@ Result<> Passthrough::stat(fuse::Call& call, std::optional<HandleId> handle, con
 
 Result<fuse_attr_out> Passthrough::getattr(fuse::Call& call, std::optional<HandleId> handle) {
   const InodeRef inode = TRY(inodes_->pin(call.node));
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   TRY(stat(call, handle, inode, &stx));
   const Timeout timeout = attribute_timeout(call, stx);
   return fuse_attr_out{.attr_valid = timeout.seconds,
@@ -54,7 +55,7 @@ Result<fuse_statx_out> Passthrough::statx(fuse::Call& call, const fuse_statx_in&
   const InodeRef inode = TRY(inodes_->pin(call.node));
   std::optional<HandleId> handle;
   if ((in.getattr_flags & FUSE_GETATTR_FH) != 0) handle = HandleId{in.fh};
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   TRY(stat(call, handle, inode, &stx));
 
   // What the guest's statx(2) knows of and what says nothing about the host.
@@ -146,7 +147,7 @@ Result<> Passthrough::readlink(fuse::Call& call, fuse::Body& body) {
   const InodeRef inode = TRY(inodes_->pin(call.node));
   if (!inode.is_symlink()) return Errno{EINVAL};
   // As readlink(2): what doesn't fit the caller's buffer is cut off.
-  std::array<char, PATH_MAX> target;
+  UNINITIALIZED std::array<char, PATH_MAX> target;
   const std::span<char> room = std::span{target}.first(std::min(body.room(), target.size()));
   if (room.empty()) return Errno{EINVAL};
   const FdRef fd = TRY(inodes_->fd(inode));

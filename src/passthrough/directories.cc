@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/uninitialized.h"
 #include "passthrough/passthrough.h"
 #include "sys/files.h"
 
@@ -104,7 +105,7 @@ Result<> Passthrough::list(fuse::Call& call, HandleId id, std::uint64_t offset,
   // What lies above the root is the host's business.
   std::uint64_t root_ino = 0;
   if (call.node == inodes_->root()) {
-    struct statx stx;
+    UNINITIALIZED struct statx stx;
     TRY(sys::statx(handle.fd(), STATX_INO, &stx));
     root_ino = stx.stx_ino;
   }
@@ -168,7 +169,7 @@ Result<> Passthrough::readdirplus(fuse::Call& call, HandleId id, std::uint64_t o
                 fuse_entry_out attributes{};  // node 0: none for this one
                 if (!is_dots(entry.name)) {
                   const auto name = Name::parse(entry.name);
-                  struct statx stx;
+                  UNINITIALIZED struct statx stx;
                   auto found = name ? inodes_->lookup(handle.inode(), *name, AT_NO_AUTOMOUNT, &stx)
                                     : Result<InodeRef>{name.error()};
                   // Removed since it was read. Any other trouble the guest meets again

@@ -5,6 +5,7 @@
 #include <linux/fs.h>
 
 #include "base/log.h"
+#include "base/uninitialized.h"
 #include "passthrough/credentials.h"
 #include "passthrough/passthrough.h"
 #include "sys/files.h"
@@ -52,7 +53,7 @@ Result<fuse_entry_out> Passthrough::make(fuse::Call& call, Name name, std::uint3
     const ScopedUmask masking{call.session, umask, mode};
     TRY(make_it(in, mode));
   }
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   const InodeRef inode = TRY(inodes_->made(directory, name, &stx));
   Owed owed{*inodes_, inode.id()};
   if (call.security) {
@@ -97,7 +98,7 @@ Result<fuse_entry_out> Passthrough::link(fuse::Call& call, NodeId existing, Name
   const FdRef in = TRY(inodes_->fd(directory));
   TRY(sys::linkat(fd, in, name));
 
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   const InodeRef found = TRY(inodes_->lookup(directory, name, 0, &stx));
   Owed owed{*inodes_, found.id()};
   if (found.id() == inode.id()) {
@@ -127,7 +128,7 @@ Result<UniqueFd> Passthrough::create_file(fuse::Call& call, FdRef directory,
 Result<fuse::Created> Passthrough::created(fuse::Call& call, const InodeRef& directory,
                                            std::optional<Name> name, UniqueFd fd,
                                            const OpenPlan& plan) {
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   OpenPlan done = plan;
   if ((done.flags & O_DIRECT) != 0) {
     const auto status = sys::status_flags(fd);
@@ -151,7 +152,7 @@ Result<fuse::Created> Passthrough::created(fuse::Call& call, const InodeRef& dir
 Result<fuse::Created> Passthrough::open_existing(fuse::Call& call, const InodeRef& directory,
                                                  Name name, const fuse::CreateArgs& args,
                                                  OpenPlan plan) {
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   InodeRef inode = TRY(inodes_->lookup(directory, name, 0, &stx));
   Owed owed{*inodes_, inode.id()};
   if (inode.is_directory()) return Errno{EISDIR};

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/uninitialized.h"
 #include "passthrough/inode_state.h"
 
 namespace virtiofsd {
@@ -72,7 +73,7 @@ bool InodeStore::State::prove_return(std::uint32_t slot) {
   InodeRecord& record = at(slot);
   const FdRef fd{record.fd.load(std::memory_order_acquire)};
   if (!fd.valid()) return false;
-  struct statx stx {};
+  UNINITIALIZED struct statx stx;
   if (has_handle(slot) || remember_handle(slot, fd)) {
     // The descriptor of a file without a name is all that keeps it.
     return sys::statx(fd, STATX_NLINK, &stx) && stx.stx_nlink != 0;
@@ -99,7 +100,7 @@ Result<UniqueFd> InodeStore::State::witness(std::uint32_t directory, std::option
     const auto in = name ? path_fd(directory) : Result<FdRef>{Errno{ENOENT}};
     if (in) {
       auto path = sys::open_path(*in, *name);
-      struct statx stx {};
+      UNINITIALIZED struct statx stx;
       if (path && sys::statx(*path, kMinimalMask, &stx)) {
         const auto mount = mounts.known(stx);
         if (mount && FileIdentity::of(stx, *mount) == identity) return path;
@@ -112,10 +113,10 @@ Result<UniqueFd> InodeStore::State::witness(std::uint32_t directory, std::option
 Result<> InodeStore::State::stat_by_name(std::uint32_t slot, unsigned mask, struct statx* out,
                                          Room room) {
   if (at(slot).unproven.load(std::memory_order_relaxed) != 0) return Errno{ESTALE};
-  const auto known = known_name(slot);
-  if (!known || !try_pin(known->parent)) return Errno{ESTALE};
-  const Pinned parent{*this, slot_of(known->parent)};
-  return stat_at(slot, slot_of(known->parent), TRY(known->name()), mask, out, room);
+  UNINITIALIZED KnownName known;
+  if (!known_name(slot, known) || !try_pin(known.parent)) return Errno{ESTALE};
+  const Pinned parent{*this, slot_of(known.parent)};
+  return stat_at(slot, slot_of(known.parent), TRY(known.name()), mask, out, room);
 }
 
 Result<> InodeStore::State::stat_at(std::uint32_t slot, std::uint32_t parent, Name name,
@@ -136,13 +137,13 @@ bool InodeStore::State::is_near(NodeId directory) {
 }
 
 bool InodeStore::State::find_other_name(std::uint32_t slot) {
-  const auto known = known_name(slot);
-  if (!known) return false;
-  std::vector<PlaceOfName> places{{known->parent, {known->text.data(), known->size}}};
+  UNINITIALIZED KnownName known;
+  if (!known_name(slot, known)) return false;
+  std::vector<PlaceOfName> places{{known.parent, {known.text.data(), known.size}}};
   for (std::size_t i = 0; i < places.size(); ++i) {
     const PlaceOfName place = places[i];
     const auto name = Name::parse(place.name);
-    struct statx stx {};
+    UNINITIALIZED struct statx stx;
     if (i != 0 && name && is_near(place.directory) && try_pin(place.directory)) {
       const Pinned parent{*this, slot_of(place.directory)};
       if (stat_at(slot, parent.slot, *name, kMinimalMask, &stx, Room::kAsThereIs)) {
@@ -241,15 +242,15 @@ Result<UniqueFd> InodeStore::State::reach_by_handle(std::uint32_t slot, Room roo
 }
 
 Result<UniqueFd> InodeStore::State::reach_by_name(std::uint32_t slot, Room room) {
-  const auto known = known_name(slot);
-  if (!known || !try_pin(known->parent)) return Errno{ESTALE};
-  const Pinned parent{*this, slot_of(known->parent)};
+  UNINITIALIZED KnownName known;
+  if (!known_name(slot, known) || !try_pin(known.parent)) return Errno{ESTALE};
+  const Pinned parent{*this, slot_of(known.parent)};
   const FdRef directory{at(parent.slot).fd.load(std::memory_order_acquire)};
   if (!directory.valid()) return kMovedMeanwhile;
-  const Name name = TRY(known->name());
+  const Name name = TRY(known.name());
   auto fd = with_room([&] { return sys::open_path(directory, name); }, room);
   if (!fd) return gone_to_stale(fd.error());
-  struct statx stx {};
+  UNINITIALIZED struct statx stx;
   TRY(sys::statx(*fd, kMinimalMask, &stx));
   TRY(verify(at(slot), stx));
   TRY(prove(slot, *fd));
@@ -258,14 +259,14 @@ Result<UniqueFd> InodeStore::State::reach_by_name(std::uint32_t slot, Room room)
 
 std::optional<UniqueFd> InodeStore::State::open_by_name(std::uint32_t slot, int flags) {
   if (!opens_by_name || (flags & O_TRUNC) != 0 || at(slot).mount != 0) return std::nullopt;
-  const auto known = known_name(slot);
-  if (!known || !try_pin(known->parent)) return std::nullopt;
-  const Pinned parent{*this, slot_of(known->parent)};
+  UNINITIALIZED KnownName known;
+  if (!known_name(slot, known) || !try_pin(known.parent)) return std::nullopt;
+  const Pinned parent{*this, slot_of(known.parent)};
   const auto directory = path_fd(parent.slot);
-  const auto name = known->name();
+  const auto name = known.name();
   if (!directory || !name) return std::nullopt;
   auto fd = sys::open_on_mount(*directory, *name, flags);
-  struct statx stx {};
+  UNINITIALIZED struct statx stx;
   if (!fd || !sys::statx(*fd, kMinimalMask, &stx) || !verify(at(slot), stx)) return std::nullopt;
   return std::move(*fd);
 }

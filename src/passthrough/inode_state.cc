@@ -7,6 +7,7 @@
 
 #include "passthrough/inode_state.h"
 
+#include "base/uninitialized.h"
 namespace virtiofsd {
 namespace {
 
@@ -147,14 +148,13 @@ Result<std::uint32_t> InodeStore::State::find_or_insert(const FileIdentity& iden
   return outcome;
 }
 
-std::optional<KnownName> InodeStore::State::known_name(std::uint32_t slot) {
-  KnownName known;
+bool InodeStore::State::known_name(std::uint32_t slot, KnownName& out) {
   Lock lock(stripe(slot));
   const std::uint32_t reference = at(slot).name.load(std::memory_order_relaxed);
-  if (reference == 0) return std::nullopt;
-  known.size = blobs.copy(reference, std::as_writable_bytes(std::span{known.text}));
-  known.parent = NodeId{at(slot).parent.load(std::memory_order_relaxed)};
-  return known;
+  if (reference == 0) return false;
+  out.size = blobs.copy(reference, std::as_writable_bytes(std::span{out.text}));
+  out.parent = NodeId{at(slot).parent.load(std::memory_order_relaxed)};
+  return true;
 }
 
 void InodeStore::State::note_name(std::uint32_t slot, NodeId parent, Name name) {
@@ -167,9 +167,9 @@ void InodeStore::State::note_name(std::uint32_t slot, NodeId parent, Name name) 
   if (slot == kRootSlot) return;
   auto added = blobs.add(std::as_bytes(std::span{name.view()}));
   if (!added) return;  // the old name stays: the worst that follows is ESTALE
-  if (const auto earlier = known_name(slot)) {
-    other_names.add(parent, name.view(), earlier->parent, {earlier->text.data(), earlier->size});
-  }
+  UNINITIALIZED KnownName earlier;
+  if (known_name(slot, earlier))
+    other_names.add(parent, name.view(), earlier.parent, {earlier.text.data(), earlier.size});
   count_cold(parent, 1);
   NodeId before;
   bool cold = false;
@@ -192,7 +192,7 @@ bool InodeStore::State::remember_handle(std::uint32_t slot, FdRef fd) {
 bool InodeStore::State::store_handle(std::uint32_t slot, FdRef fd) {
   auto handle = sys::name_to_handle_at(fd);
   if (!handle || handle->size + sizeof handle->type > Blobs::kMaxBytes) return false;
-  std::array<std::byte, Blobs::kMaxBytes> packed;
+  UNINITIALIZED std::array<std::byte, Blobs::kMaxBytes> packed;
   std::memcpy(packed.data(), &handle->type, sizeof handle->type);
   std::memcpy(packed.data() + sizeof handle->type, handle->bytes.data(), handle->size);
   auto reference = blobs.add(std::span{packed}.first(sizeof handle->type + handle->size));
@@ -222,7 +222,7 @@ std::optional<sys::FileHandle> InodeStore::State::stored_handle(std::uint32_t sl
   // Once set, a handle stays as long as the record.
   const std::uint32_t reference = at(slot).handle.load(std::memory_order_acquire);
   if (reference == 0) return std::nullopt;
-  std::array<std::byte, Blobs::kMaxBytes + 1> packed;
+  UNINITIALIZED std::array<std::byte, Blobs::kMaxBytes + 1> packed;
   const std::size_t size = blobs.copy(reference, packed);
   sys::FileHandle handle;
   std::memcpy(&handle.type, packed.data(), sizeof handle.type);

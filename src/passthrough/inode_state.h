@@ -176,7 +176,8 @@ struct InodeStore::State {
 
   // ---- names ----------------------------------------------------------------
 
-  std::optional<KnownName> known_name(std::uint32_t slot);
+  // False when it has none, as what was made without a name.
+  bool known_name(std::uint32_t slot, KnownName& out);
 
   // The node was just seen under this name. Cheap when that is what we knew.
   void note_name(std::uint32_t slot, NodeId parent, Name name);

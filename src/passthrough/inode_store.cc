@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/uninitialized.h"
 #include "passthrough/inode_state.h"
 
 namespace virtiofsd {
@@ -91,7 +92,7 @@ InodeStore::~InodeStore() {
 
 Result<std::unique_ptr<InodeStore>> InodeStore::create(UniqueFd root, Settings settings) {
   if (!settings.arena) settings.arena = TRY(make_arena(settings.max_inodes));
-  struct statx stx {};
+  UNINITIALIZED struct statx stx;
   TRY(sys::statx(root, sys::kStatxMask, &stx));
   if (!S_ISDIR(stx.stx_mode)) return Errno{ENOTDIR};
 
@@ -284,7 +285,7 @@ Result<InodeRef> InodeStore::parent(const InodeRef& inode, struct statx* out) {
   TRY(sys::statx(start, sys::kStatxMask, &before));
   for (std::size_t depth = 0;; ++depth) {
     const FdRef at = depth == 0 ? above.ref() : step.ref();
-    struct statx stx {};
+    UNINITIALIZED struct statx stx;
     TRY(sys::statx(at, sys::kStatxMask, &stx));
     if (state.verify(state.at(kRootSlot), stx)) break;
     const bool top = stx.stx_ino == before.stx_ino && on_same_mount(stx, before);
@@ -304,7 +305,7 @@ void InodeStore::before_removal(const InodeRef& directory, Name name) {
   if (state.at(directory.slot_).cold_children.load(std::memory_order_relaxed) == 0) return;
   const auto in = state.path_fd(directory.slot_);
   if (!in) return;
-  struct statx stx {};
+  UNINITIALIZED struct statx stx;
   if (!sys::statx(*in, name, AT_NO_AUTOMOUNT, State::kMinimalMask, &stx)) return;
   const auto mount = state.mounts.known(stx);
   if (!mount) return;
@@ -328,7 +329,7 @@ void InodeStore::after_rename(const InodeRef& from_directory, Name from,
   const auto follow = [&](const InodeRef& directory, Name name) {
     const auto in = state.path_fd(directory.slot_);
     if (!in) return;
-    struct statx stx {};
+    UNINITIALIZED struct statx stx;
     if (!sys::statx(*in, name, AT_NO_AUTOMOUNT, State::kMinimalMask, &stx)) return;
     const auto mount = state.mounts.known(stx);
     if (!mount) return;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "base/uninitialized.h"
 #include "passthrough/credentials.h"
 #include "passthrough/passthrough.h"
 #include "sys/files.h"
@@ -98,7 +99,7 @@ bool is_direct(const HandleRef& handle) {
 // Nearly no file has one, and then there is none to lose. One that comes while
 // the request is served counts as coming after it.
 Result<bool> has_set_id(const HandleRef& handle) {
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   TRY(sys::statx(handle.fd(), STATX_MODE, &stx));
   return (stx.stx_mode & (S_ISUID | S_ISGID)) != 0;
 }
@@ -179,13 +180,13 @@ Result<> Passthrough::drop_fsetid(const fuse::Call& call, FdRef file,
   }
   // ALLOW_IDMAP: the guest doesn't say who it is. As if in the group, which is what
   // HANDLE_KILLPRIV_V2 promises: without group execute a set-group-id bit stays.
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   TRY(sys::statx(file, STATX_GID, &stx));
   return scope.drop(stx.stx_gid);
 }
 
 Result<> Passthrough::drop_fsetid_outside(FdRef file, ScopedWithoutFsetid& scope) const {
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   TRY(sys::statx(file, STATX_GID, &stx));
   constexpr gid_t kNoGroup = 65534;
   return scope.drop(stx.stx_gid == kNoGroup ? kNoGroup - 1 : kNoGroup);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
 // Names to nodes: LOOKUP, FORGET, and what every reply about a node says.
+#include "base/uninitialized.h"
 #include "passthrough/passthrough.h"
 #include "sys/files.h"
 
@@ -76,7 +77,7 @@ fuse_entry_out Passthrough::entry_of(const fuse::Call& call, const InodeRef& ino
 
 Result<fuse_entry_out> Passthrough::lookup(fuse::Call& call, Name name) {
   const InodeRef directory = TRY(inodes_->pin(call.node));
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   const auto found = inodes_->lookup(directory, name, 0, &stx);
   if (found) [[likely]]
     return entry_of(call, *found, stx);
@@ -89,14 +90,14 @@ Result<fuse_entry_out> Passthrough::lookup(fuse::Call& call, Name name) {
 }
 
 Result<fuse_entry_out> Passthrough::lookup_self(fuse::Call& call) {
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   const InodeRef inode = TRY(inodes_->recall(call.node, &stx));
   return entry_of(call, inode, stx);
 }
 
 Result<fuse_entry_out> Passthrough::lookup_parent(fuse::Call& call) {
   const InodeRef inode = TRY(inodes_->pin(call.node));
-  struct statx stx;
+  UNINITIALIZED struct statx stx;
   const InodeRef parent = TRY(inodes_->parent(inode, &stx));
   return entry_of(call, parent, stx);
 }
