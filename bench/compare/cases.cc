@@ -582,15 +582,17 @@ class Walk : public Case {
 class Data : public Case {
  public:
   enum class Order : std::uint8_t { kRandom, kSequential };
-  Data(std::string file, std::uint64_t file_bytes, std::uint32_t size, bool writes, Order order)
+  Data(std::string file, std::uint64_t file_bytes, std::uint32_t size, bool writes, Order order,
+       std::uint32_t open_flags = O_RDWR)
       : file_name_(std::move(file)),
         blocks_(file_bytes / size),
         size_(size),
         writes_(writes),
-        order_(order) {}
+        order_(order),
+        open_flags_(open_flags) {}
   Result<void, Failure> prepare(Session& session, unsigned first, unsigned) override {
     node_ = TRY(session.node(file_name_));
-    handle_ = TRY(session.open(node_, O_RDWR));
+    handle_ = TRY(session.open(node_, open_flags_));
     dice_ = Dice{first + 1};
     return {};
   }
@@ -608,6 +610,7 @@ class Data : public Case {
   const std::uint32_t size_;
   const bool writes_;
   const Order order_;
+  const std::uint32_t open_flags_;
   std::uint64_t node_ = 0, handle_ = 0, next_ = 0;
   Dice dice_{1};
 };
@@ -712,10 +715,10 @@ std::unique_ptr<Case> listing(Share& share, const CaseSettings& settings) {
   return std::make_unique<ReadDirectory>((share.*Directory)(), Plus, settings);
 }
 
-template <std::uint32_t Size, bool Writes>
+template <std::uint32_t Size, bool Writes, std::uint32_t MoreFlags = 0>
 std::unique_ptr<Case> random_data(Share& share, const CaseSettings&) {
   return std::make_unique<Data>(share.random_file(), share.sizes().random_bytes, Size, Writes,
-                                Data::Order::kRandom);
+                                Data::Order::kRandom, O_RDWR | MoreFlags);
 }
 template <std::uint32_t Size, bool Writes>
 std::unique_ptr<Case> sequential_data(Share& share, const CaseSettings&) {
@@ -775,6 +778,9 @@ constexpr std::array kCases = std::to_array<CaseRow>({
      native_fsync},
     {"mix", "GETATTR, LOOKUP, OPEN and RELEASE, 4 KiB READ and WRITE, STATFS by lot", kSmallIo, 1,
      false, kAnyDepth, true, kTwice, make<Mix>, native_mix},
+    {"read-direct", "READ of 4 KiB at random with O_DIRECT (not one of all)", kSmallIo, 1, false,
+     kAnyDepth, false, kSmallData, random_data<kSmallIo, false, O_DIRECT>, native_read_direct,
+     true},
 });
 
 }  // namespace

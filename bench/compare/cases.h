@@ -45,6 +45,8 @@ struct CaseRow {
   Target target;
   std::unique_ptr<Case> (*make)(Share&, const CaseSettings&);
   Native (*native)(Share&);
+  bool on_request =
+      false;  // not one of "all": it needs a share on a disk and daemons set up for it
 };
 
 // Listings of a directory, to the end each.

@@ -365,7 +365,8 @@ int main_function(int argc, char** argv) {
     plan.sizes.huge = plan.experiment.files;
   }
   for (const CaseRow& row : cases()) {
-    if (cases_wanted == "all" && (!quick || row.quick)) plan.rows.push_back(&row);
+    if (cases_wanted == "all" && !row.on_request && (!quick || row.quick))
+      plan.rows.push_back(&row);
   }
   if (cases_wanted != "all" && cases_wanted != "none") {
     for (const std::string& name : words_of(cases_wanted, ',')) {

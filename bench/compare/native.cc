@@ -125,8 +125,8 @@ class Buffers {
 };
 
 struct File {
-  File(const std::string& path, std::size_t block)
-      : fd(open(path.c_str(), O_RDWR | O_CLOEXEC)), buffers(block) {
+  File(const std::string& path, std::size_t block, int more_flags = 0)
+      : fd(open(path.c_str(), O_RDWR | O_CLOEXEC | more_flags)), buffers(block) {
     must(static_cast<bool>(fd), path.c_str());
   }
   UniqueFd fd;
@@ -135,8 +135,8 @@ struct File {
 };
 
 Native data(const std::string& path, std::uint64_t file_bytes, std::size_t block, bool writes,
-            bool random) {
-  auto file = std::make_shared<File>(path, block);
+            bool random, int more_flags = 0) {
+  auto file = std::make_shared<File>(path, block, more_flags);
   const std::uint64_t blocks = file_bytes / block;
   return [file, blocks, block, writes, random] {
     // A full-period step stands in for chance.
@@ -257,6 +257,10 @@ Native native_walk(Share& share) {
 
 Native native_read_4k(Share& share) {
   return data(share.path(share.random_file()), share.sizes().random_bytes, 4096, false, true);
+}
+Native native_read_direct(Share& share) {
+  return data(share.path(share.random_file()), share.sizes().random_bytes, 4096, false, true,
+              O_DIRECT);
 }
 Native native_write_4k(Share& share) {
   return data(share.path(share.random_file()), share.sizes().random_bytes, 4096, true, true);

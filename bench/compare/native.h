@@ -33,6 +33,7 @@ Native native_readdirplus(Share& share);
 Native native_readdirplus_many(Share& share);
 Native native_walk(Share& share);
 Native native_read_4k(Share& share);
+Native native_read_direct(Share& share);
 Native native_write_4k(Share& share);
 Native native_read_128k(Share& share);
 Native native_write_128k(Share& share);

@@ -27,8 +27,10 @@ using Clock = std::chrono::steady_clock;
 constexpr std::size_t kKeptBytes = 16U << 10;
 
 // Passing the lead costs two wake-ups, so it is only worth it where requests
-// that say they may block do so for longer than this on average.
+// that say they may block do so for longer than this on average; where others
+// wait already, for longer than a wake-up takes.
 constexpr std::uint32_t kLongBlockNs = 50'000;
+constexpr std::uint32_t kLongBlockOfOthersNs = 10'000;
 
 // The watchdog looks rarely, for each look takes a processor from somebody,
 // until it finds a request stuck: then often, for as many ticks.
@@ -138,7 +140,7 @@ class Crew::Hand final : public fuse::Scheduler {
       announced_ = true;
       announced_at_ = Clock::now();
     }
-    if (crew_.blocks_are_long()) give_place_away();
+    if (crew_.blocks_for_too_long()) give_place_away();
   }
 
   void takes_turn(NodeId node) override {
@@ -373,8 +375,9 @@ void Crew::note_block(std::chrono::nanoseconds took) {
   block_ns_.store(before - before / 8 + ns / 8, std::memory_order_relaxed);
 }
 
-bool Crew::blocks_are_long() const {
-  return block_ns_.load(std::memory_order_relaxed) > kLongBlockNs;
+bool Crew::blocks_for_too_long() const {
+  const std::uint32_t ns = block_ns_.load(std::memory_order_relaxed);
+  return ns > kLongBlockNs || (ns > kLongBlockOfOthersNs && queue_.has_available());
 }
 
 bool Crew::give_lead_away(std::uint64_t state) {

@@ -126,7 +126,7 @@ class Crew {
   Passed pass_lead(std::uint64_t state);
   bool give_lead_away(std::uint64_t state);
   void note_block(std::chrono::nanoseconds took);
-  bool blocks_are_long() const;
+  bool blocks_for_too_long() const;
   bool can_add_thread_locked() const REQUIRES(mutex_);
 
   virtio::Queue& queue_;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -26,6 +27,9 @@ constexpr std::uint64_t kQuick = 1;
 constexpr std::uint64_t kBlocks = 2;
 constexpr std::uint64_t kAnnounces = 3;
 constexpr std::uint64_t kWaitsForLock = 4;
+// Sleeps for so long, which it announces: no reason to pass the lead unless others wait.
+constexpr std::uint64_t kWaitsShortly = 6;
+constexpr auto kShortWait = 20us;
 // Keeps a processor busy for so long.
 constexpr std::uint64_t kBusy = 5;
 constexpr auto kBusyTime = 100us;
@@ -35,6 +39,11 @@ class GatedFileSystem final : public fuse::FileSystem {
   Result<fuse_attr_out> getattr(fuse::Call& call, std::optional<HandleId>) override {
     if (call.node.value == kBusy) {
       be_busy();
+      return fuse_attr_out{};
+    }
+    if (call.node.value == kWaitsShortly) {
+      call.scheduler.about_to_block();
+      wait_shortly();
       return fuse_attr_out{};
     }
     if (call.node.value == kAnnounces) call.scheduler.about_to_block();
@@ -63,8 +72,23 @@ class GatedFileSystem final : public fuse::FileSystem {
   }
   // The most threads that were busy at once.
   std::uint32_t most_busy() const { return most_busy_; }
+  // Likewise, that waited shortly.
+  std::uint32_t most_waiting_shortly() const { return most_waiting_shortly_; }
 
  private:
+  static void raise_to(std::atomic<std::uint32_t>& most, std::uint32_t value) {
+    std::uint32_t before = most;
+    while (value > before && !most.compare_exchange_weak(before, value)) {
+    }
+  }
+
+  void wait_shortly() {
+    ::prctl(PR_SET_TIMERSLACK, 1);  // nanoseconds; 50 us otherwise
+    raise_to(most_waiting_shortly_, ++waiting_shortly_);
+    std::this_thread::sleep_for(kShortWait);
+    --waiting_shortly_;
+  }
+
   void wait(const fuse::Scheduler& scheduler) {
     Lock lock(mutex_);
     ++waiting_;
@@ -73,16 +97,15 @@ class GatedFileSystem final : public fuse::FileSystem {
   }
 
   void be_busy() {
-    const std::uint32_t busy = ++busy_;
-    std::uint32_t most = most_busy_;
-    while (busy > most && !most_busy_.compare_exchange_weak(most, busy)) {
-    }
+    raise_to(most_busy_, ++busy_);
     const auto end = Clock::now() + kBusyTime;
     while (Clock::now() < end) {
     }
     --busy_;
   }
 
+  std::atomic<std::uint32_t> waiting_shortly_{0};
+  std::atomic<std::uint32_t> most_waiting_shortly_{0};
   std::atomic<std::uint32_t> busy_{0};
   std::atomic<std::uint32_t> most_busy_{0};
   Mutex mutex_;
@@ -208,6 +231,21 @@ TEST_F(CrewTest, AsManyMayBlockAsThePoolHasThreadsAndTheQueueStillServes) {
   const auto other = ask(kQuick);
   EXPECT_TRUE(soon([&] { return answered(other); }));
   EXPECT_LE(crew_->threads(), 9U);
+}
+
+// Not two, which a leader and its helper would be.
+TEST_F(CrewTest, ShortWaitsAreSideBySideWhereOthersWaitForThem) {
+  start(64);
+  // Until they are known to be short.
+  for (int i = 0; i < 60; ++i) {
+    const auto one = ask(kWaitsShortly);
+    ASSERT_TRUE(soon([&] { return answered(one); }));
+  }
+  std::uint16_t last = 0;
+  for (int i = 0; i < 200; ++i) last = ask_without_kick(kWaitsShortly);
+  ask(kWaitsShortly);
+  ASSERT_TRUE(soon([&] { return answered(last); }));
+  EXPECT_GT(files_.most_waiting_shortly(), 2U);
 }
 
 // The watchdog goes to sleep when nothing happens for some 50 ms.

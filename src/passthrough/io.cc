@@ -218,8 +218,11 @@ Result<fuse_open_out> Passthrough::open(fuse::Call& call, std::uint32_t flags,
 Result<> Passthrough::read(fuse::Call& call, const fuse::ReadArgs& args, fuse::Body& body) {
   const HandleRef handle = TRY(handles_.find(args.handle, HandleKind::kFile, call.node));
   const IoSpace space = body.space(args.size);
-  int flags = has_hint(handle, OpenState::kRefusesNowait) ? 0 : RWF_NOWAIT;
-  if (flags == 0 && on_network(handle)) call.scheduler.about_to_block();
+  // RWF_NOWAIT keeps direct I/O from waiting for anything but the device, which is what it waits
+  // for.
+  const bool waits = is_direct(handle);
+  int flags = waits || has_hint(handle, OpenState::kRefusesNowait) ? 0 : RWF_NOWAIT;
+  if (waits || (flags == 0 && on_network(handle))) call.scheduler.about_to_block();
 
   std::size_t done = 0;
   while (done < space.size()) {

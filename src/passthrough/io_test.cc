@@ -267,6 +267,19 @@ TEST_F(Io, MisalignedDirectRequestsLoseNothing) {
   EXPECT_EQ(read_file("a").substr(4096, 5), "axyza");
 }
 
+// The page cache has nothing to do with it, and RWF_NOWAIT doesn't keep it from waiting.
+TEST_F(Io, ADirectReadSaysThatItWaitsForTheDevice) {
+  settings_.allow_direct_io = true;
+  write_file("a", std::string(8192, 'a'));
+  const NodeId a = lookup("a");
+  const HandleId cached = open(a, O_RDWR);
+  const HandleId direct = open(a, O_RDWR | O_DIRECT);
+  read(a, cached, 0, 4096);
+  EXPECT_EQ(scheduler_.blocks, 0);
+  read(a, direct, 0, 4096);
+  EXPECT_EQ(scheduler_.blocks, 1);
+}
+
 TEST_F(Io, OpenFlagsFollowTheCacheMode) {
   write_file("a", "");
   EXPECT_EQ(try_open(lookup("a"), O_RDWR)->open_flags & (FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE), 0U);
