@@ -409,10 +409,11 @@ void Crew::thread_main() {
       if (!leads) help_wanted_ = false;
     }
     hand.take_place();
-    if (leads) {
-      lead(hand);
-    } else {
-      help(hand);
+    bool blocked = leads ? lead(hand) : help(hand);
+    // Awake as it is, it takes what waits: that is a wake-up less.
+    while (blocked && begin_to_help()) {
+      hand.take_place();
+      blocked = help(hand);
     }
     hand.leave_place();
     hand.rest();
@@ -440,9 +441,8 @@ void Crew::call_helper() {
     if (stopping_.load(std::memory_order_relaxed) || lead_wanted_) return;
     comes = idle_ != 0;
     if (comes) {
+      if (!take_helpers_place()) return;
       help_wanted_ = true;
-      dismissed_.store(false, std::memory_order_relaxed);
-      helpers_.store(1, std::memory_order_relaxed);
     } else {
       // The thread asked for here parks; the next call wakes it.
       if (adding_ != 0 || !can_add_thread_locked()) return;
@@ -456,11 +456,24 @@ void Crew::call_helper() {
   }
 }
 
+// For a thread that would park otherwise.
+bool Crew::begin_to_help() {
+  return !stopping_.load(std::memory_order_relaxed) && queue_.has_available() &&
+         take_helpers_place();
+}
+
+bool Crew::take_helpers_place() {
+  std::uint32_t none = 0;
+  if (!helpers_.compare_exchange_strong(none, 1, std::memory_order_acq_rel)) return false;
+  dismissed_.store(false, std::memory_order_relaxed);
+  return true;
+}
+
 std::uint32_t Crew::serve(Hand& hand, const virtio::Chain& chain) {
   return dispatcher_.serve(chain.readable, chain.writable, chain.faulted, hand, hand.scratch);
 }
 
-void Crew::help(Hand& hand) {
+bool Crew::help(Hand& hand) {
   Signals signals(queue_);
   virtio::Chain chain;
   Result<bool> popped = queue_.pop(hand.chain_scratch, chain);
@@ -469,7 +482,10 @@ void Crew::help(Hand& hand) {
     const std::size_t request_size = chain.readable.size();
     const std::uint32_t behind = chain.behind;
     const std::uint32_t written = serve(hand, chain);
-    if (!hand.end()) return queue_.push(chain, written);
+    if (!hand.end()) {
+      queue_.push(chain, written);
+      return true;
+    }
     if (stopping_.load(std::memory_order_relaxed) || dismissed_.load(std::memory_order_relaxed)) {
       queue_.push(chain, written);
       popped = false;
@@ -479,9 +495,10 @@ void Crew::help(Hand& hand) {
     signals.pushed(std::max<std::size_t>(request_size, written), behind);
   }
   stop_helping();
+  return false;
 }
 
-void Crew::lead(Hand& hand) {
+bool Crew::lead(Hand& hand) {
   std::uint64_t state = (lead_.load(std::memory_order_relaxed) & ~kPhaseMask) | kRing;
   lead_.store(state, std::memory_order_release);
   processors_.look_again();
@@ -501,7 +518,10 @@ void Crew::lead(Hand& hand) {
       const std::size_t request_size = chain.readable.size();
       const std::uint32_t behind = chain.behind;
       const std::uint32_t written = serve(hand, chain);
-      if (!hand.end()) return queue_.push(chain, written);
+      if (!hand.end()) {
+        queue_.push(chain, written);
+        return true;
+      }
       if (stopping_.load(std::memory_order_relaxed)) {
         queue_.push(chain, written);
         break;
@@ -519,6 +539,7 @@ void Crew::lead(Hand& hand) {
     if (!wait_for_work()) break;
   }
   lead_.store((state & ~kPhaseMask) | kVacant, std::memory_order_release);
+  return false;
 }
 
 // Spins for the next request before sleeping, as long as that is worth it: after

@@ -111,11 +111,14 @@ class Crew {
   static constexpr std::uint64_t kStep = 4;
 
   void thread_main();
-  void lead(Hand& hand);
-  void help(Hand& hand);
+  // Both: true when a request blocked, so that another thread has the place by now.
+  bool lead(Hand& hand);
+  bool help(Hand& hand);
   std::uint32_t serve(Hand& hand, const virtio::Chain& chain);
   void consider_help(const virtio::Chain& chain);
   void call_helper();
+  bool begin_to_help();
+  bool take_helpers_place();
   void stop_helping() { helpers_.fetch_sub(1, std::memory_order_release); }
   void forget_kick();
   bool wait_for_work();
