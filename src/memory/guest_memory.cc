@@ -108,6 +108,13 @@ Result<> GuestMemory::append_pieces(GuestAddress start, std::uint64_t size,
   return Errno{EFAULT};
 }
 
+const void* GuestMemory::within_region(GuestAddress start, std::uint64_t size) const {
+  const MappedRegion* const region = find(start);
+  if (region == nullptr) return nullptr;
+  const std::uint64_t offset = start.value - region->guest.value;
+  return size <= region->size - offset ? region->host + offset : nullptr;
+}
+
 template <typename Address>
 Result<void*> GuestMemory::contiguous_in(Address start, std::uint64_t size,
                                          std::size_t alignment) const {

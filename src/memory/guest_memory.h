@@ -62,6 +62,9 @@ class GuestMemory {
     return static_cast<T*>(TRY(contiguous(start, count * sizeof(T), alignment)));
   }
 
+  // Where [start, start + size) is in our address space, or null when it isn't within one region.
+  const void* within_region(GuestAddress start, std::uint64_t size) const;
+
   // Where the guest sees what the VMM sees at `address`. EFAULT: nowhere.
   Result<GuestAddress> guest_address(VmmAddress address) const;
   Result<GuestAddress> guest_address(GuestAddress address) const { return address; }

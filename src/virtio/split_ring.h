@@ -69,6 +69,7 @@ class SplitRing {
   const std::uint16_t* available_index() const { return memory_.available + 1; }
 
  private:
+  void prefetch(const GuestMemory& guest) const;
   Result<> walk(std::uint16_t head, ChainBuilder& builder) const;
   Result<> walk_table(const SplitDescriptor& descriptor, ChainBuilder& builder) const;
   std::uint16_t slot(std::uint16_t index) const {

@@ -79,6 +79,25 @@ TEST(SplitRing, TellsHowManyAreBehindAsFarAsItLooked) {
   driver.queue.push(driver.chain, 0);
 }
 
+// It asks for the memory of those behind, wherever they say that is.
+TEST(SplitRing, TakesAChainWhateverIsBehindIt) {
+  for (const std::uint64_t table : {std::uint64_t{0}, ~std::uint64_t{0}, ~std::uint64_t{0} - 31,
+                                    TestMemory::kGuest + TestMemory::kSize - 16,
+                                    TestMemory::kGuest + TestMemory::kSize, kTable + 3}) {
+    SplitDriver driver{8, kIndirectDescriptors};
+    // Entries of a table that is there lead nowhere.
+    driver.entry(kTable + 3, 0, {~std::uint64_t{0}, 1});
+    driver.entry(kTable + 3, 1, {TestMemory::kGuest + TestMemory::kSize, 1});
+    driver.descriptor(0, {kA, 1});
+    driver.descriptor(1, {table, 32}, kIndirectFlag);
+    for (const std::uint16_t head : {0, 1, 1, 0xffff}) driver.make_available(head);
+    ASSERT_EQ(driver.pop(), "chain");
+    EXPECT_EQ(driver.readable().size(), 1U);
+    EXPECT_EQ(driver.chain.behind, 3U);
+    driver.queue.push(driver.chain, 0);
+  }
+}
+
 TEST(SplitRing, WorksAtEverySizeUpTo32768) {
   for (std::uint32_t size = 1; size <= 32768; size *= 2) {
     SplitDriver driver{size};
