@@ -129,7 +129,7 @@ class Guest:
         try:
             words = f"guest_kind={kind} share_tag={tag} share_options={mount}"
             if kind == "uml":
-                self._start_uml(daemon, images.uml(cache, programs), words)
+                self._start_uml(daemon, cache, images.uml(cache, programs), words)
             else:
                 self._start_qemu(daemon, images.qemu(cache, programs), words, queues, cpus, machine)
             self._expect("ready")
@@ -137,12 +137,12 @@ class Guest:
             self.close()
             raise
 
-    def _start_uml(self, daemon, initramfs, words):
+    def _start_uml(self, daemon, cache, initramfs, words):
         self._channel, theirs = socket.socketpair()
         with theirs, open(self.console, "wb") as console:
             fd = theirs.fileno()
             self._process = start(
-                uml_command(self.folder, initramfs, daemon.socket, words)
+                uml_command(cache, self.folder, initramfs, daemon.socket, words)
                 + ["con0=null,fd:1", f"ssl0=fd:{fd},fd:{fd}"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, pass_fds=[fd])
 
@@ -238,9 +238,9 @@ class Guest:
         self.close()
 
 
-def uml_command(folder, initramfs, device, words):
-    return [images.UML, "mem=512M", f"initrd={initramfs}", f"uml_dir={folder}", "con=null", "panic=-1",
-            "quiet", f"virtio_uml.device={device}:26", words]
+def uml_command(cache, folder, initramfs, device, words):
+    return ["env", f"LD_PRELOAD={images.uml_preload(cache)}", images.UML, "mem=512M", f"initrd={initramfs}",
+            f"uml_dir={folder}", "con=null", "panic=-1", "quiet", f"virtio_uml.device={device}:26", words]
 
 
 def shell(daemon, cache):
@@ -251,7 +251,7 @@ def shell(daemon, cache):
              f"term={os.environ.get('TERM', 'linux')}")
     saved = termios.tcgetattr(sys.stdin)
     with tempfile.TemporaryDirectory(prefix="virtiofsd-guest-") as folder:
-        process = start(uml_command(folder, initramfs, daemon.socket, words) + ["con0=fd:0,fd:1", "loglevel=1"])
+        process = start(uml_command(cache, folder, initramfs, daemon.socket, words) + ["con0=fd:0,fd:1", "loglevel=1"])
         try:
             process.wait()
         finally:

@@ -152,6 +152,19 @@ def uml(cache, programs):
     return initramfs(cache, module_files(releases[-1].parent, ["fuse", "virtiofs"]), programs)
 
 
+def uml_preload(cache):
+    """The library that lets User Mode Linux run on processors newer than it."""
+    source = HERE / "uml_xstate.c"
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        raise Missing("gcc is not installed")
+    path = cache / f"uml-xstate-{digest(source)}.so"
+    with made_once(path) as draft:
+        if draft:
+            subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o", draft, source], check=True)
+    return path
+
+
 def qemu(cache, programs):
     """Kernel, initramfs and root disk of the QEMU guest."""
     if not shutil.which("qemu-system-x86_64"):
