@@ -102,11 +102,11 @@ class Crew::Hand final : public fuse::Scheduler {
  public:
   explicit Hand(Crew& crew) : crew_(crew) {}
 
+  // Both idempotent: a thread that gave its place away has left it already, one that lost it has
+  // not.
   void take_place() {
-    crew_.processors_.begin_work();
-    has_place_ = true;
+    if (!std::exchange(has_place_, true)) crew_.processors_.begin_work();
   }
-  // Idempotent: a thread that gave its place away has left it already.
   void leave_place() {
     if (std::exchange(has_place_, false)) crew_.processors_.end_work();
   }

@@ -248,6 +248,21 @@ TEST_F(CrewTest, ShortWaitsAreSideBySideWhereOthersWaitForThem) {
   EXPECT_GT(files_.most_waiting_shortly(), 2U);
 }
 
+// One thread was deposed in its request; when it comes back much waits.
+TEST_F(CrewTest, AThreadThatGoesOnAfterABlockIsCountedOnce) {
+  start(64);
+  const auto stuck = ask(kBlocks);
+  ASSERT_TRUE(soon([&] { return files_.waiting() == 1; }));
+  const auto other = ask(kQuick);
+  ASSERT_TRUE(soon([&] { return answered(other); }));
+  std::uint16_t last = 0;
+  for (int i = 0; i < 200; ++i) last = ask_without_kick(kBusy);
+  ask(kBusy);
+  files_.let_go();
+  ASSERT_TRUE(soon([&] { return answered(last) && answered(stuck); }));
+  EXPECT_TRUE(soon([&] { return processors_.working() == 0; })) << processors_.working();
+}
+
 // The watchdog goes to sleep when nothing happens for some 50 ms.
 TEST_F(CrewTest, AThreadThatTakesItsTimeToBeginIsWatchedAllTheSame) {
   prepare_thread_ = [] { std::this_thread::sleep_for(150ms); };

@@ -40,7 +40,8 @@ class Processors {
   // Threads that take requests: leaders that are awake, and helpers.
   void begin_work() { working_.fetch_add(1, std::memory_order_relaxed); }
   void end_work() { working_.fetch_sub(1, std::memory_order_relaxed); }
-  bool one_is_free() const { return working_.load(std::memory_order_relaxed) < count(); }
+  std::uint32_t working() const { return working_.load(std::memory_order_relaxed); }
+  bool one_is_free() const { return working() < count(); }
 
  private:
   std::atomic<std::uint32_t> count_{1};
