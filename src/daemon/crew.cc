@@ -46,6 +46,13 @@ constexpr int kPolledRingMs = 1;
 // Between two looks at the clock while spinning, about a microsecond.
 constexpr int kLooksPerRound = 32;
 constexpr auto kInterrupted = std::chrono::microseconds(10);
+// Where this process has one processor, the driver may have the same one, or another, as where a
+// VMM pins its back-ends. What comes while this thread didn't run came from the same one, and would
+// have come without spinning: looked for closely, and not for long.
+constexpr auto kSpinOnOneProcessor = std::chrono::microseconds(20);
+constexpr int kLooksOnOneProcessor = 4;
+constexpr std::uint32_t kMostLeftOutOnOneProcessor = 1023;
+constexpr auto kInterruptedOnOneProcessor = std::chrono::microseconds(1);
 
 // Requests at once; more of them could fill the ring during a nap (QEMU's has 128 slots).
 constexpr std::uint32_t kLargestBurstBeforeNap = 64;
@@ -548,27 +555,52 @@ bool Crew::lead(Hand& hand) {
 bool Crew::poll_for_work() {
   if (settings_.poll.count() == 0) return false;
   if (polls_.is_left_out() || !processors_.may_spin()) return false;
+  // The signal before let the driver run, here perhaps: that says nothing about spinning.
+  if (queue_.has_available()) {
+    processors_.spun();
+    return true;
+  }
   const Clock::time_point begun = Clock::now();
-  const bool found = spin(begun);
+  const bool has_one = processors_.count() == 1;
+  const Spun spun = has_one ? spin_on_one_processor(begun) : spin(begun);
   help_policy_.idled(Clock::now() - begun);
   processors_.spun();
-  polls_.made(/*in_vain=*/!found);
-  if (!found) processors_.look_again();
-  return found;
+  if (has_one) {
+    polls_.made(/*in_vain=*/spun != Spun::kFound, kMostLeftOutOnOneProcessor);
+  } else {
+    polls_.made(/*in_vain=*/spun != Spun::kFound);
+  }
+  if (spun == Spun::kNothing) processors_.look_again();
+  return spun != Spun::kNothing;
 }
 
 // Time this thread had no processor doesn't count: what ran there may be what it waits for.
-bool Crew::spin(Clock::time_point now) {
+Crew::Spun Crew::spin(Clock::time_point now) {
   auto deadline = now + settings_.poll;
   do {
     for (int i = 0; i < kLooksPerRound; ++i) {
-      if (queue_.has_available()) return true;
+      if (queue_.has_available()) return Spun::kFound;
       pause_cpu();
     }
     const Clock::time_point before = std::exchange(now, Clock::now());
     if (now - before > kInterrupted) deadline += now - before;
   } while (!stopping_.load(std::memory_order_relaxed) && now < deadline);
-  return false;
+  return Spun::kNothing;
+}
+
+Crew::Spun Crew::spin_on_one_processor(Clock::time_point now) {
+  const auto deadline = now + std::min(settings_.poll, kSpinOnOneProcessor);
+  while (!stopping_.load(std::memory_order_relaxed) && now < deadline) {
+    bool found = false;
+    for (int i = 0; i < kLooksOnOneProcessor && !found; ++i) {
+      pause_cpu();
+      found = queue_.has_available();
+    }
+    const Clock::time_point before = std::exchange(now, Clock::now());
+    if (now - before > kInterruptedOnOneProcessor) return found ? Spun::kFoundLate : Spun::kNothing;
+    if (found) return Spun::kFound;
+  }
+  return Spun::kNothing;
 }
 
 // Where driver and crew share a processor, each kick takes it from the driver.

@@ -91,13 +91,12 @@ class Crew {
   class Attempts {
    public:
     bool is_left_out() { return left_ > 0 && left_-- > 0; }
-    void made(bool in_vain) {
-      left_out_ = in_vain ? std::min(left_out_ * 2 + 1, kMostLeftOut) : 0;
+    void made(bool in_vain, std::uint32_t most_left_out = 255) {
+      left_out_ = in_vain ? std::min(left_out_ * 2 + 1, most_left_out) : 0;
       left_ = left_out_;
     }
 
    private:
-    static constexpr std::uint32_t kMostLeftOut = 255;
     std::uint32_t left_out_ = 0;  // after the last one
     std::uint32_t left_ = 0;      // of those
   };
@@ -123,7 +122,10 @@ class Crew {
   void forget_kick();
   bool wait_for_work();
   bool poll_for_work();
-  bool spin(std::chrono::steady_clock::time_point now);
+  // kFoundLate: it would have come as soon without spinning.
+  enum class Spun : std::uint8_t { kNothing, kFoundLate, kFound };
+  Spun spin(std::chrono::steady_clock::time_point now);
+  Spun spin_on_one_processor(std::chrono::steady_clock::time_point now);
   bool nap();
   enum class Passed : std::uint8_t { kNo, kYes, kThreadMissing };
   Passed pass_lead(std::uint64_t state);

@@ -12,6 +12,7 @@
 #include <chrono>
 #include <string_view>
 #include <thread>
+#include <vector>
 
 #include "virtio/driver_for_test.h"
 
@@ -343,6 +344,46 @@ TEST_F(CrewTest, CostsNoWakeUpsWhileNothingIsAsked) {
 
 // Each request comes long after the spin for it ended: of 24 spins of 20 ms each
 // only four are made, with ever longer gaps. Half of all leaves room for the rest.
+// As where a VMM pins its back-ends.
+TEST_F(CrewTest, PollsOnItsOnlyProcessorWhenTheDriverHasAnother) {
+  cpu_set_t before;
+  ASSERT_EQ(::sched_getaffinity(0, sizeof before, &before), 0);
+  if (CPU_COUNT(&before) < 2) GTEST_SKIP() << "one processor";
+  std::vector<int> processors;
+  for (int i = 0; processors.size() < 2; ++i) {
+    if (CPU_ISSET(i, &before)) processors.push_back(i);
+  }
+  const auto stay_on = [](int processor) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(processor, &one);
+    EXPECT_EQ(::sched_setaffinity(0, sizeof one, &one), 0);
+  };
+  prepare_thread_ = [&] { stay_on(processors[0]); };
+  poll_ = 100us;
+  start(64);
+  const auto first = ask(kQuick);
+  ASSERT_TRUE(soon([&] { return answered(first); }));
+  stay_on(processors[1]);
+  constexpr int kRequests = 400;
+  int kicks = 0;
+  for (int i = 0; i < kRequests; ++i) {
+    // Long enough to fall asleep.
+    for (const auto begun = Clock::now(); Clock::now() - begun < 8us;) {
+    }
+    const bool kick = !kicks_are_off();
+    const auto number = kick ? ask(kQuick) : ask_without_kick(kQuick);
+    kicks += kick ? 1 : 0;
+    for (const auto begun = Clock::now(); !answered(number);) {
+      if (Clock::now() - begun < 5ms) continue;
+      // It fell asleep just then.
+      ASSERT_EQ(::write(kick_.number(), "\1\0\0\0\0\0\0", 8), 8);
+    }
+  }
+  EXPECT_EQ(::sched_setaffinity(0, sizeof before, &before), 0);
+  EXPECT_LT(kicks, kRequests / 2);
+}
+
 TEST_F(CrewTest, GivesUpPollingThatIsInVain) {
   poll_ = 20ms;
   start(64);

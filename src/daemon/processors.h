@@ -28,9 +28,11 @@ class Processors {
   }
   std::uint32_t count() const { return count_.load(std::memory_order_relaxed); }
 
-  // At most half of them spin: the drivers they wait for need one each as well.
+  // At most half of them spin: the drivers they wait for need one each as well. With one, whoever
+  // works alone may.
   bool may_spin() {
-    if (spinning_.fetch_add(1, std::memory_order_relaxed) < count() / 2) return true;
+    const std::uint32_t most = count() == 1 && working() == 1 ? 1 : count() / 2;
+    if (spinning_.fetch_add(1, std::memory_order_relaxed) < most) return true;
     spun();
     return false;
   }
