@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,7 +14,9 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "daemon/signal_policy.h"
+#include "daemon/watchdog.h"
 #include "sys/events.h"
+#include "sys/process.h"
 
 namespace virtiofsd {
 namespace {
@@ -31,14 +32,6 @@ constexpr std::size_t kKeptBytes = 16U << 10;
 // wait already, for longer than a wake-up takes.
 constexpr std::uint32_t kLongBlockNs = 50'000;
 constexpr std::uint32_t kLongBlockOfOthersNs = 10'000;
-
-// The watchdog looks rarely, for each look takes a processor from somebody,
-// until it finds a request stuck: then often, for as many ticks.
-constexpr auto kCalmTick = std::chrono::microseconds(5000);
-constexpr auto kAlertTick = std::chrono::microseconds(500);
-constexpr int kAlertTicks = 1000;
-// Ticks without any request before it goes to sleep.
-constexpr int kWatchLinger = 10;
 
 // A driver that doesn't kick has its ring looked at this often while it is quiet.
 constexpr int kPolledRingMs = 1;
@@ -66,11 +59,6 @@ void pause_cpu() {
 #else
   asm volatile("yield");
 #endif
-}
-
-// The C library names other threads through /proc, which the sandbox has not.
-void name_this_thread(const std::string& name) {
-  ::prctl(PR_SET_NAME, name.c_str(), 0, 0, 0);
 }
 
 UniqueFd must(int fd) {
@@ -302,12 +290,8 @@ void Crew::stop() {
   {
     Lock lock(mutex_);
     lead_wanted_ = false;
-    if (std::exchange(help_wanted_, false)) stop_helping();
-  }
-  watchdog_.unwatch(this);
-  {
-    Lock lock(mutex_);
     adding_ = 0;
+    if (std::exchange(help_wanted_, false)) stop_helping();
   }
   // Requests that wait without bound end now; the queue waits for the rest.
   for (;;) {
@@ -318,6 +302,8 @@ void Crew::stop() {
     // round.
     (void)changed_.wait_until(mutex_, Clock::now() + std::chrono::milliseconds(10));
   }
+  // Not before: until it is done with its request, a thread may ask for another one to be made.
+  watchdog_.unwatch(this);
   lead_.store(kVacant, std::memory_order_release);
   forget_kick();
 }
@@ -399,7 +385,7 @@ bool Crew::depose(std::uint64_t state) {
 }
 
 void Crew::thread_main() {
-  name_this_thread(fmt::format("queue-{}", settings_.index));
+  sys::name_this_thread(fmt::format("queue-{}", settings_.index));
   file_system_.thread_started();
   if (settings_.prepare_thread) settings_.prepare_thread();
   Hand hand(*this);
@@ -645,94 +631,6 @@ bool Crew::wait_for_work() {
     lead_.store(steps | kRing, std::memory_order_seq_cst);
     watchdog_.note_activity();
     return true;
-  }
-}
-
-// ---- Watchdog -------------------------------------------------------------------
-
-Watchdog::Watchdog()
-    : thread_([this] {
-        name_this_thread("watchdog");
-        run();
-      }) {}
-
-Watchdog::~Watchdog() {
-  {
-    Lock lock(mutex_);
-    leaving_ = true;
-    changed_.notify_all();
-  }
-  thread_.join();
-}
-
-void Watchdog::watch(Crew* crew) {
-  Lock lock(mutex_);
-  crews_.push_back({crew, 0});
-  woken_ = true;
-  changed_.notify_all();
-}
-
-void Watchdog::unwatch(Crew* crew) {
-  Lock lock(mutex_);
-  std::erase_if(crews_, [crew](const Watched& watched) { return watched.crew == crew; });
-  std::erase(growing_, crew);
-}
-
-void Watchdog::grow(Crew* crew) {
-  Lock lock(mutex_);
-  growing_.push_back(crew);
-  woken_ = true;
-  changed_.notify_all();
-}
-
-void Watchdog::wake() {
-  Lock lock(mutex_);
-  woken_ = true;
-  changed_.notify_all();
-}
-
-bool Watchdog::all_wait_locked() const {
-  return growing_.empty() && std::ranges::all_of(crews_, [](const Watched& watched) {
-           return Crew::is_waiting(watched.crew->lead_state());
-         });
-}
-
-void Watchdog::run() {
-  int quiet = 0;
-  int alert = 0;
-  bool threads_missing = false;
-  Lock lock(mutex_);
-  while (!leaving_) {
-    if (quiet >= kWatchLinger) {
-      asleep_.store(true, std::memory_order_seq_cst);
-      // Looked at again after saying so: only a leader that waits for a kick will wake us. One
-      // that is between two phases (a new thread may take its time to begin) is still watched.
-      while (!woken_ && !leaving_ && all_wait_locked()) changed_.wait(mutex_);
-      asleep_.store(false, std::memory_order_relaxed);
-      quiet = 0;
-    }
-    if (growing_.empty() || threads_missing)
-      (void)changed_.wait_until(mutex_, Clock::now() + (alert > 0 ? kAlertTick : kCalmTick));
-    if (alert > 0) --alert;
-    woken_ = false;
-    bool active = false;
-    // Who gets none stays in the list: the lead is vacant until there is one.
-    std::erase_if(growing_, [](Crew* crew) { return crew->add_thread(); });
-    for (Watched& watched : crews_) {
-      const std::uint64_t now = watched.crew->lead_state();
-      if (now == watched.last) {
-        if (Crew::is_serving(now)) {
-          active = true;
-          alert = kAlertTicks;
-          if (!watched.crew->depose(now)) growing_.push_back(watched.crew);
-        }
-        continue;
-      }
-      watched.last = now;
-      active = true;
-    }
-    threads_missing = !growing_.empty();
-    quiet = active || threads_missing ? 0 : quiet + 1;
   }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include "daemon/crew.h"
+#include "daemon/watchdog.h"
 
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -324,6 +325,19 @@ TEST_F(CrewTest, StoppingAnswersWhatWasTakenAndEndsWaitsForLocks) {
   EXPECT_TRUE(answered(lock));
   EXPECT_EQ(error_of(lock), -EINTR);
   EXPECT_EQ(driver_.queue.stop(), 1U);
+}
+
+// Each of these threads asks the watchdog for another one; the crew may be gone by then.
+TEST_F(CrewTest, MayEndWhileThreadsAreAskedFor) {
+  files_.let_go();
+  for (int round = 0; round < 200; ++round) {
+    start(64);
+    ask(kAnnounces);
+    // Somewhere on the way to that.
+    std::this_thread::sleep_for(round * 2us);
+    crew_.reset();
+    driver_.queue.stop();
+  }
 }
 
 TEST_F(CrewTest, GoesOnAfterAStop) {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "daemon/crew.h"
+#include "daemon/watchdog.h"
 #include "fuse/dispatcher.h"
 #include "memory/dirty_log.h"
 #include "memory/guest_memory.h"

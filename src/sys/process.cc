@@ -3,6 +3,7 @@
 
 #include <linux/capability.h>
 #include <sched.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -40,6 +41,10 @@ uid_t fs_uid() {
 
 gid_t fs_gid() {
   return static_cast<gid_t>(::syscall(SYS_setfsgid, kReadBack));
+}
+
+void name_this_thread(const std::string& name) {
+  ::prctl(PR_SET_NAME, name.c_str(), 0, 0, 0);
 }
 
 Result<> set_fs_uid(uid_t uid) {

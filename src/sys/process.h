@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
-// What one thread is to the kernel's file systems: ids, groups, capabilities,
-// umask and working directory. The C library changes these for the whole
+// What one thread is to the kernel: ids, groups, capabilities, umask, working
+// directory and name. The C library changes these for the whole
 // process; here every call is the raw one and touches the calling thread only.
 #pragma once
 
@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "base/result.h"
 
@@ -19,6 +20,10 @@ namespace virtiofsd::sys {
 Result<> separate_thread();
 // True once separate_thread succeeded on this thread.
 bool works_in_proc_self_fd();
+
+// For ps and debuggers: the first 15 bytes. (The C library names other threads
+// through /proc, which the sandbox has not.)
+void name_this_thread(const std::string& name);
 
 // The file system ids decide who owns what the thread creates and what it may
 // touch. EINVAL when the kernel didn't take the id (unmapped, or no
