@@ -31,7 +31,8 @@ class SignalPolicy {
     const bool large_are_enough = large_ > 0 && (large_ >= behind / 4 || bytes_ >= kMostBytes);
     if (unsignalled < batch_ && !large_are_enough) return false;
     signalled();
-    batch_ = std::min(batch_ * 2, std::clamp(behind / 2, kLargestBatch, kLargestDeepBatch));
+    // As many again as wait: then the driver comes back with more when half of them are done.
+    batch_ = std::min(batch_ * 2, std::clamp(behind, kLargestBatch, kLargestDeepBatch));
     return true;
   }
 

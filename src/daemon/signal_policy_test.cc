@@ -21,11 +21,11 @@ std::vector<int> batches(std::size_t bytes, std::uint32_t behind, std::size_t co
 }
 
 TEST(SignalPolicy, ABurstBeginsWithSmallBatches) {
-  EXPECT_EQ(batches(100, 10, 5), (std::vector{2, 4, 8, 8, 8}));
+  EXPECT_EQ(batches(100, 5, 5), (std::vector{2, 4, 8, 8, 8}));
 }
 
 TEST(SignalPolicy, WhereMuchWaitsTheyAreLarger) {
-  EXPECT_EQ(batches(100, 40, 6), (std::vector{2, 4, 8, 16, 20, 20}));
+  EXPECT_EQ(batches(100, 12, 6), (std::vector{2, 4, 8, 12, 12, 12}));
   EXPECT_EQ(batches(100, 1000, 6), (std::vector{2, 4, 8, 16, 32, 32}));
 }
 
