@@ -149,7 +149,7 @@ int judge(const char* who, int status, bool stopping) {
 // What the worker runs in; never returns.
 [[noreturn]] void run_worker(sandbox::Plan& plan, pid_t supervisor, WorkerStart& start,
                              const std::function<int(WorkerStart&)>& worker) {
-  ::prctl(PR_SET_NAME, "virtiofsd", 0, 0, 0);
+  sys::name_this_thread("virtiofsd");
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGXFSZ, SIG_IGN);  // a file size limit is the guest's EFBIG, not our end
   for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) ::signal(signal, SIG_DFL);

@@ -22,6 +22,7 @@ class Watchdog {
   Watchdog();
   ~Watchdog();
   void watch(Crew* crew);
+  // The crew's threads are parked: none of them calls grow after this.
   void unwatch(Crew* crew);
   // Calls crew->add_thread() soon and until it succeeds, from a thread that may make threads.
   void grow(Crew* crew);

@@ -73,6 +73,25 @@ TEST_F(Files, ACutWithinOnePieceIsPutBack) {
   EXPECT_EQ(piece.iov_len, bytes.size());
 }
 
+// One piece and several go by different calls.
+TEST_F(Files, WritesOfOnePieceAndOfSeveralPutTheSameBytesInTheSamePlace) {
+  std::string text = "abcdefgh";
+  std::vector<iovec> one{{.iov_base = text.data(), .iov_len = 8}};
+  std::vector<iovec> two{{.iov_base = text.data(), .iov_len = 4},
+                         {.iov_base = text.data() + 4, .iov_len = 4}};
+  for (std::vector<iovec>* pieces : {&one, &two}) {
+    const UniqueFd fd = make(pieces == &one ? "one" : "two", "0123456789");
+    // Of the first seven bytes, those after two.
+    EXPECT_EQ(*pwritev2(fd, IoSpaceAccess::make(*pieces, 7), 2, 3, 0), 5U);
+    std::array<char, 16> content{};
+    iovec all{.iov_base = content.data(), .iov_len = content.size()};
+    EXPECT_EQ(*preadv2(fd, IoSpaceAccess::make(std::span{&all, 1}, 16), 0, 0, 0), 10U);
+    EXPECT_EQ(std::string_view(content.data(), 10), "012cdefg89");
+    EXPECT_EQ(pieces->front().iov_base, text.data());
+    EXPECT_EQ(pieces->back().iov_len, pieces == &one ? 8U : 4U);
+  }
+}
+
 TEST_F(Files, MorePiecesThanTheKernelTakesAreASeriesOfCalls) {
   const UniqueFd fd = make("a", "");
   std::string text(IOV_MAX + 100, 'x');

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
 // What one thread is to the kernel: ids, groups, capabilities, umask, working
-// directory and name. The C library changes these for the whole
-// process; here every call is the raw one and touches the calling thread only.
+// directory and name. The C library changes most of them for the whole process;
+// here every call is the raw one and touches the calling thread only.
 #pragma once
 
 #include <sys/types.h>
