@@ -9,14 +9,19 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <new>
+#include <string>
 
 #include "base/log.h"
 #include "sys/sockets.h"
@@ -170,6 +175,24 @@ TEST_P(SupervisorTest, TheWorkerSharesDescriptorsButNotMemoryWithTheSupervisor) 
   if (GetParam() == sandbox::Mode::kNamespace) {
     EXPECT_EQ(shared_->pid, 1);
   }
+}
+
+std::string contents(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST_P(SupervisorTest, TheDescriptorTableNeedsNotGrowUnderTheGuest) {
+  start(serve_for_ever);
+  wait_for_socket();
+  const std::string launcher = std::to_string(tree_);
+  const std::string supervisor = contents("/proc/" + launcher + "/task/" + launcher + "/children");
+  const std::string status = contents("/proc/" + std::to_string(std::stoi(supervisor)) + "/status");
+  const std::size_t slots = status.find("FDSize:");
+  ASSERT_NE(slots, std::string::npos);
+  struct rlimit limit {};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+  EXPECT_GE(std::stoull(status.substr(slots + 7)), std::min<rlim_t>(limit.rlim_cur, 32768));
 }
 
 TEST_P(SupervisorTest, TheWorkerDiesWithTheLauncher) {
