@@ -323,12 +323,28 @@ Timed time_native(const Native& native, std::uint64_t nanoseconds) {
 
 namespace {
 
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+void tell(const UniqueFd& fd, std::uint64_t what) {
+  must(write(fd.number(), &what, sizeof(what)) == sizeof(what), "write to an eventfd");
+}
+
+std::uint64_t hear(const UniqueFd& fd) {
+  std::uint64_t what = 0;
+  must(read(fd.number(), &what, sizeof(what)) == sizeof(what), "read from an eventfd");
+  return what;
+}
+
 // `ask` does one operation's round trips. The histogram gets each operation's time.
 template <typename Ask>
 Timed time_asking(std::uint64_t nanoseconds, Ask&& ask) {
   Timed timed;
-  for (int i = 0; i < 16; ++i) ask();
-  const std::uint64_t cpu = thread_cpu_ns();
   const std::uint64_t begun = now_ns();
   std::uint64_t before = begun;
   while (before < begun + nanoseconds) {
@@ -338,7 +354,6 @@ Timed time_asking(std::uint64_t nanoseconds, Ask&& ask) {
     before = after;
   }
   timed.seconds = static_cast<double>(before - begun) / 1e9;
-  timed.cpu_seconds = static_cast<double>(thread_cpu_ns() - cpu) / 1e9;
   return timed;
 }
 
@@ -350,14 +365,7 @@ Timed time_eventfd(const Native& native, unsigned requests, Place place,
                    std::uint64_t nanoseconds) {
   const UniqueFd kick{eventfd(0, EFD_CLOEXEC)};
   const UniqueFd call{eventfd(0, EFD_CLOEXEC)};
-  const auto tell = [](const UniqueFd& fd, std::uint64_t what) {
-    must(write(fd.number(), &what, sizeof(what)) == sizeof(what), "write to an eventfd");
-  };
-  const auto hear = [](const UniqueFd& fd) {
-    std::uint64_t what = 0;
-    must(read(fd.number(), &what, sizeof(what)) == sizeof(what), "read from an eventfd");
-    return what;
-  };
+  clockid_t clock{};
   std::thread other([&] {
     move_thread(0, place, true);
     for (;;) {
@@ -367,13 +375,18 @@ Timed time_eventfd(const Native& native, unsigned requests, Place place,
       tell(call, 1);
     }
   });
+  must(pthread_getcpuclockid(other.native_handle(), &clock) == 0, "pthread_getcpuclockid");
   move_thread(0, place, false);
-  Timed timed = time_asking(nanoseconds, [&] {
+  const auto ask = [&] {
     for (unsigned i = 0; i < requests; ++i) {
       tell(kick, i == 0 ? kWork : kNothing);
       hear(call);
     }
-  });
+  };
+  for (int i = 0; i < 16; ++i) ask();
+  const std::uint64_t cpu = read_clock(clock);
+  Timed timed = time_asking(nanoseconds, ask);
+  timed.cpu_seconds = static_cast<double>(read_clock(clock) - cpu) / 1e9;
   tell(kick, kEnd);
   other.join();
   move_thread(0, Place::kAny, false);
@@ -385,13 +398,6 @@ Timed time_spinning(const Native& native, unsigned requests, std::uint64_t nanos
     std::atomic<std::uint64_t> value{0};
   };
   Word kick, call;
-  const auto relax = [] {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  };
   std::thread other([&] {
     move_thread(0, Place::kApart, true);
     for (std::uint64_t turn = 1;; ++turn) {
@@ -404,17 +410,90 @@ Timed time_spinning(const Native& native, unsigned requests, std::uint64_t nanos
   });
   move_thread(0, Place::kApart, false);
   std::uint64_t turn = 0;
-  Timed timed = time_asking(nanoseconds, [&] {
+  const auto ask = [&] {
     for (unsigned i = 0; i < requests; ++i) {
       ++turn;
       kick.value.store(turn << 2 | (i == 0 ? kWork : kNothing), std::memory_order_release);
       while (call.value.load(std::memory_order_acquire) != turn) relax();
     }
-  });
+  };
+  for (int i = 0; i < 16; ++i) ask();
+  const Timed timed = time_asking(nanoseconds, ask);
   kick.value.store(++turn << 2 | kEnd, std::memory_order_release);
   other.join();
   move_thread(0, Place::kAny, false);
   return timed;
+}
+
+namespace {
+
+enum class Telling : std::uint8_t { kEach, kAll };
+
+// Requests are answered in the order they are handed out, so number i is of operation i % depth.
+Timed time_hand_outs(const Native& native, unsigned requests, unsigned depth, Telling telling,
+                     std::uint64_t nanoseconds) {
+  struct alignas(64) Word {
+    std::atomic<std::uint64_t> value{0};
+  };
+  Word handed_out, done, sleeping;
+  std::atomic<bool> over = false;
+  const UniqueFd call{eventfd(0, EFD_CLOEXEC)};
+  std::thread other([&] {
+    for (std::uint64_t i = 0;;) {
+      const std::uint64_t until = handed_out.value.load(std::memory_order_acquire);
+      if (i == until) {
+        if (over.load(std::memory_order_relaxed)) return;
+        relax();
+        continue;
+      }
+      if (i / depth % requests == 0) native();
+      done.value.store(++i, std::memory_order_seq_cst);
+      if ((telling == Telling::kEach || i == until) &&
+          sleeping.value.load(std::memory_order_seq_cst) != 0 &&
+          sleeping.value.exchange(0, std::memory_order_seq_cst) != 0) {
+        tell(call, 1);
+      }
+    }
+  });
+
+  Timed timed;
+  std::vector<std::uint64_t> begun(depth, now_ns());
+  const std::uint64_t start = begun[0];
+  std::uint64_t now = start;
+  std::uint64_t seen = 0;
+  handed_out.value.store(depth, std::memory_order_release);
+  while (now < start + nanoseconds) {
+    const std::uint64_t until = done.value.load(std::memory_order_acquire);
+    if (seen == until) {
+      sleeping.value.store(1, std::memory_order_seq_cst);
+      const bool nothing = done.value.load(std::memory_order_seq_cst) == seen;
+      if (nothing || sleeping.value.exchange(0, std::memory_order_seq_cst) == 0) hear(call);
+      continue;
+    }
+    now = now_ns();
+    for (; seen != until; ++seen) {
+      if (seen / depth % requests != requests - 1) continue;
+      timed.latencies.record(now - begun[seen % depth]);
+      begun[seen % depth] = now;
+    }
+    handed_out.value.store(seen + depth, std::memory_order_release);
+  }
+  over.store(true, std::memory_order_relaxed);
+  other.join();
+  timed.seconds = static_cast<double>(now - start) / 1e9;
+  return timed;
+}
+
+}  // namespace
+
+Timed time_in_flight(const Native& native, unsigned requests, unsigned depth,
+                     std::uint64_t nanoseconds) {
+  const auto rate = [](const Timed& timed) {
+    return static_cast<double>(timed.latencies.total()) / timed.seconds;
+  };
+  Timed each = time_hand_outs(native, requests, depth, Telling::kEach, nanoseconds);
+  Timed all = time_hand_outs(native, requests, depth, Telling::kAll, nanoseconds);
+  return rate(each) > rate(all) ? each : all;
 }
 
 }  // namespace virtiofsd::bench

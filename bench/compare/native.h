@@ -45,7 +45,7 @@ Native native_mix(Share& share);
 struct Timed {
   Histogram latencies;  // nanoseconds
   double seconds = 0;
-  double cpu_seconds = 0;  // of this thread
+  double cpu_seconds = 0;  // of the thread that makes the calls
 };
 
 // The calls alone, one after the other.
@@ -57,5 +57,11 @@ Timed time_eventfd(const Native& native, unsigned requests, Place place, std::ui
 
 // The same with two words in memory, both threads spinning on processors of their own.
 Timed time_spinning(const Native& native, unsigned requests, std::uint64_t nanoseconds);
+
+// `depth` operations in flight. The second thread spins for requests and does them in turn; the
+// first hands out all it can, then sleeps until it is told by eventfd: after each request, or once
+// nothing waits, whichever is faster. A request costs no more than two counters in memory.
+Timed time_in_flight(const Native& native, unsigned requests, unsigned depth,
+                     std::uint64_t nanoseconds);
 
 }  // namespace virtiofsd::bench
