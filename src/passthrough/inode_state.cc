@@ -97,6 +97,7 @@ Result<std::uint32_t> InodeStore::State::find_or_insert(const FileIdentity& iden
   const bool cold = !fd;
   if (cold) count_cold(parent, 1);
 
+  const std::uint32_t hash_of_name = name ? hash_name(name->view()) : 0;
   const std::uint64_t hash = identity.hash();
   NodeId doubtful;
   const auto attempt = [&]() -> Result<std::uint32_t> {
@@ -123,7 +124,7 @@ Result<std::uint32_t> InodeStore::State::find_or_insert(const FileIdentity& iden
     record.lookups.store(1, std::memory_order_relaxed);
     record.parent.store(name ? parent.value : 0, std::memory_order_relaxed);
     record.name.store(std::exchange(reference, 0), std::memory_order_relaxed);
-    record.name_hash.store(name ? hash_name(name->view()) : 0, std::memory_order_relaxed);
+    record.name_hash.store(hash_of_name, std::memory_order_relaxed);
     record.handle.store(0, std::memory_order_relaxed);
     record.opens.store(0, std::memory_order_relaxed);
     record.cold_children.store(0, std::memory_order_relaxed);
@@ -143,6 +144,7 @@ Result<std::uint32_t> InodeStore::State::find_or_insert(const FileIdentity& iden
   }
   // A reference still ours was not used: somebody else's record was there first.
   const bool used = outcome && reference == 0 && name;
+  if (used) names_seen.note(parent, hash_of_name, *outcome);
   if (reference != 0) blobs.remove(reference);
   if (cold && !used) count_cold(parent, -1);
   return outcome;
@@ -183,6 +185,20 @@ void InodeStore::State::note_name(std::uint32_t slot, NodeId parent, Name name) 
   }
   blobs.remove(old);
   count_cold(cold ? before : parent, -1);
+  names_seen.note(parent, hash, slot);
+}
+
+std::optional<std::uint32_t> InodeStore::State::find_by_name(NodeId parent, Name name) {
+  const std::uint32_t hash = hash_name(name.view());
+  const std::uint32_t slot = names_seen.slot(parent, hash);
+  if (slot <= kRootSlot || !try_pin(id_of(slot))) return std::nullopt;
+  UNINITIALIZED KnownName known;
+  if (at(slot).name_hash.load(std::memory_order_relaxed) == hash && known_name(slot, known) &&
+      known.parent == parent && std::string_view{known.text.data(), known.size} == name.view()) {
+    return slot;
+  }
+  unpin(slot);
+  return std::nullopt;
 }
 
 bool InodeStore::State::remember_handle(std::uint32_t slot, FdRef fd) {

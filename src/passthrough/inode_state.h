@@ -30,6 +30,7 @@
 #include "passthrough/forgotten_queue.h"
 #include "passthrough/inode_index.h"
 #include "passthrough/inode_store.h"
+#include "passthrough/names_seen.h"
 #include "passthrough/other_names.h"
 #include "state/arena.h"
 #include "state/blobs.h"
@@ -86,6 +87,7 @@ struct InodeStore::State {
   Blobs blobs;
   ForgottenQueue forgotten;
   OtherNames other_names;
+  NamesSeen names_seen;
   UniqueFd root;
   UniqueFd mount_for_handles;  // O_RDONLY on the root's mount, when file handles are used
   Mounts mounts;
@@ -181,6 +183,10 @@ struct InodeStore::State {
 
   // The node was just seen under this name. Cheap when that is what we knew.
   void note_name(std::uint32_t slot, NodeId parent, Name name);
+
+  // A record whose last known name is this one, pinned; none if there is none or too many others
+  // were seen since. Another file may have the name by now, known or not.
+  std::optional<std::uint32_t> find_by_name(NodeId parent, Name name);
 
   // ---- hot and cold -----------------------------------------------------------
 

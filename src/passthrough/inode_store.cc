@@ -326,6 +326,14 @@ void InodeStore::after_rename(const InodeRef& from_directory, Name from,
   state.other_names.add(from_directory.id(), from.view(), to_directory.id(), to.view());
   if (exchange)
     state.other_names.add(to_directory.id(), to.view(), from_directory.id(), from.view());
+  // Mostly the record is known that had the name, and need not be looked for by its identity. If
+  // that was another file, the one that was moved is found by the hint above.
+  if (const auto expected =
+          exchange ? std::nullopt : state.find_by_name(from_directory.id(), from)) {
+    const InodeRef pinned{this, *expected};
+    state.note_name(*expected, to_directory.id(), to);
+    return;
+  }
   const auto follow = [&](const InodeRef& directory, Name name) {
     const auto in = state.path_fd(directory.slot_);
     if (!in) return;

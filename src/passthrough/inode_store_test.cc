@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "passthrough/handle_table.h"
+#include "passthrough/other_names.h"
 #include "sys/files.h"
 
 namespace virtiofsd {
@@ -200,6 +201,61 @@ TEST_F(InodeStoreTest, ANodeFollowsItsRename) {
   store_->after_rename(top, name_of("a"), d, name_of("b"), false);
   EXPECT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
   EXPECT_TRUE(store_->fd(a));
+}
+
+// More renames of names that nobody has than are remembered.
+void forget_renames(InodeStore& store, const InodeRef& directory) {
+  for (std::size_t i = 0; i <= OtherNames::kCapacity; ++i) {
+    const std::string name = "n" + std::to_string(i);
+    store.after_rename(directory, name_of(name), directory, name_of(name + "x"), false);
+  }
+}
+
+TEST_F(InodeStoreTest, ARenameIsFollowedWithoutALookAtTheFile) {
+  make("a");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  const InodeRef top = root();
+  store_->after_rename(top, name_of("a"), top, name_of("b"), false);
+  forget_renames(*store_, top);
+  fs::rename(root_ / "a", root_ / "b");
+  EXPECT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
+}
+
+TEST_F(InodeStoreTest, ARenameOfALinkThatWasNotTheLastNameSeenIsFollowed) {
+  make("a");
+  fs::create_hard_link(root_ / "a", root_ / "b");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  ASSERT_EQ(lookup("b")->id(), a.id());
+  const InodeRef top = root();
+  fs::rename(root_ / "a", root_ / "c");
+  store_->after_rename(top, name_of("a"), top, name_of("c"), false);
+  forget_renames(*store_, top);
+  fs::remove(root_ / "b");
+  EXPECT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
+}
+
+TEST_F(InodeStoreTest, ARenameOfAFileThatCameBackToItsNameIsFollowed) {
+  make("a");
+  make("b");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  const InodeRef b = *lookup("b");
+  const auto swap = [&] {
+    ASSERT_EQ(::renameat2(AT_FDCWD, (root_ / "a").c_str(), AT_FDCWD, (root_ / "b").c_str(),
+                          RENAME_EXCHANGE),
+              0);
+  };
+  swap();
+  ASSERT_EQ(lookup("a")->id(), b.id());
+  swap();
+  ASSERT_EQ(lookup("a")->id(), a.id());
+  const InodeRef top = root();
+  fs::rename(root_ / "a", root_ / "c");
+  store_->after_rename(top, name_of("a"), top, name_of("c"), false);
+  ASSERT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
+  ASSERT_TRUE(store_->stat(b, sys::kStatxMask, &stx_));
 }
 
 TEST_F(InodeStoreTest, AColdChainOfDirectoriesIsWalkedFromTheTop) {
