@@ -130,12 +130,17 @@ class Crew::Hand final : public fuse::Scheduler {
   }
 
   void about_to_block() override {
-    if ((!leads_ && !helps_) || crew_.settings_.pool_size <= 1) return;
+    if (!leads_ && !helps_) return;
     if (!announced_) {
       announced_ = true;
       announced_at_ = Clock::now();
     }
-    if (crew_.blocks_for_too_long()) give_place_away();
+    if (!crew_.blocks_for_too_long()) return;
+    if (crew_.is_one_thread()) {
+      crew_.tell_driver();
+    } else {
+      give_place_away();
+    }
   }
 
   void takes_turn(NodeId node) override {
@@ -309,7 +314,7 @@ void Crew::stop() {
 }
 
 bool Crew::can_add_thread_locked() const {
-  const std::uint32_t base = settings_.pool_size > 1 ? settings_.pool_size + 1 : 1;
+  const std::uint32_t base = is_one_thread() ? 1 : settings_.pool_size + 1;
   return threads_.size() + adding_ < base + waiting_for_locks_;
 }
 
@@ -343,21 +348,22 @@ Crew::Passed Crew::pass_lead(std::uint64_t state) {
   {
     Lock lock(mutex_);
     if (stopping_.load(std::memory_order_relaxed)) return Passed::kNo;
-    if (idle_ == 0 && !can_add_thread_locked()) return Passed::kNo;
-    if (!lead_.compare_exchange_strong(state, (state & ~kPhaseMask) | kVacant,
-                                       std::memory_order_acq_rel)) {
+    if (idle_ == 0 && !can_add_thread_locked()) {
+      passed = Passed::kNo;
+    } else if (!lead_.compare_exchange_strong(state, (state & ~kPhaseMask) | kVacant,
+                                              std::memory_order_acq_rel)) {
       return Passed::kYes;  // somebody took it already
-    }
-    lead_wanted_ = true;
-    if (idle_ == 0) {
-      ++adding_;
-      passed = Passed::kThreadMissing;
     } else {
-      changed_.notify_one();
+      lead_wanted_ = true;
+      if (idle_ == 0) {
+        ++adding_;
+        passed = Passed::kThreadMissing;
+      } else {
+        changed_.notify_one();
+      }
     }
   }
-  // What was published so far must not wait for the new leader.
-  queue_.signal();
+  tell_driver();
   return passed;
 }
 
@@ -380,8 +386,17 @@ bool Crew::give_lead_away(std::uint64_t state) {
 }
 
 bool Crew::depose(std::uint64_t state) {
-  if (settings_.pool_size <= 1 || pass_lead(state) != Passed::kThreadMissing) return true;
+  if (is_one_thread()) {
+    tell_driver();
+    return true;
+  }
+  if (pass_lead(state) != Passed::kThreadMissing) return true;
   return add_thread();
+}
+
+// What was published so far must wait neither for a new leader nor for a request that is stuck.
+void Crew::tell_driver() {
+  if (queue_.unsignalled() != 0) queue_.signal();
 }
 
 void Crew::thread_main() {
@@ -427,7 +442,7 @@ void Crew::consider_help(const virtio::Chain& chain) {
 
 // May be in vain: nobody is free, or there is no processor for it.
 void Crew::call_helper() {
-  if (settings_.pool_size <= 1 || !processors_.one_is_free()) return;
+  if (is_one_thread() || !processors_.one_is_free()) return;
   bool comes = false;
   {
     Lock lock(mutex_);
@@ -608,7 +623,7 @@ bool Crew::wait_for_work() {
   }
   // A helper may have given one back and taken the next since we told the driver last, and be
   // stuck in that one. From here on, whatever it may take wakes this thread, too.
-  if (queue_.unsignalled() != 0) queue_.signal();
+  tell_driver();
   const std::uint64_t steps = lead_.load(std::memory_order_relaxed) & ~kPhaseMask;
   lead_.store(steps | kWaiting, std::memory_order_release);
   processors_.end_work();

@@ -131,7 +131,9 @@ class Crew {
   bool give_lead_away(std::uint64_t state);
   void note_block(std::chrono::nanoseconds took);
   bool blocks_for_too_long() const;
+  bool is_one_thread() const { return settings_.pool_size <= 1; }  // but for waits for locks
   bool can_add_thread_locked() const REQUIRES(mutex_);
+  void tell_driver();
 
   virtio::Queue& queue_;
   fuse::Dispatcher& dispatcher_;

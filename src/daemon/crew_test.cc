@@ -13,6 +13,7 @@
 #include <chrono>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "daemon/watchdog.h"
@@ -297,6 +298,29 @@ TEST_F(CrewTest, ASmallPoolIsOneThread) {
   EXPECT_TRUE(soon([&] { return answered(other); }));
   EXPECT_EQ(crew_->threads(), 1U);
 }
+
+// One completion is no batch yet, so nobody else tells the driver of it.
+class CrewWithoutRelief
+    : public CrewTest,
+      public ::testing::WithParamInterface<std::pair<std::uint32_t, std::uint64_t>> {};
+
+TEST_P(CrewWithoutRelief, TellsWhatIsDoneThoughTheNextRequestBlocks) {
+  const auto [pool_size, blocking] = GetParam();
+  start(pool_size);
+  const std::uint32_t others = pool_size > 1 ? pool_size : 0;  // threads beside the last
+  for (std::uint32_t i = 0; i < others; ++i) ask(blocking);
+  ASSERT_TRUE(soon([&] { return files_.waiting() == others; }));
+  const auto done = ask_without_kick(kQuick);
+  ask(blocking);
+  ASSERT_TRUE(soon([&] { return files_.waiting() == others + 1; }));
+  ASSERT_TRUE(soon([&] { return answered(done); }));
+  EXPECT_TRUE(soon([&] { return driver_.called(); }));
+}
+
+INSTANTIATE_TEST_SUITE_P(PoolAndRequest, CrewWithoutRelief,
+                         ::testing::Values(std::pair{0U, kAnnounces}, std::pair{1U, kAnnounces},
+                                           std::pair{1U, kBlocks}, std::pair{2U, kAnnounces},
+                                           std::pair{2U, kBlocks}));
 
 TEST_F(CrewTest, AWaitForALockHasAThreadOfItsOwnEvenThen) {
   start(0, 2);
