@@ -97,6 +97,7 @@ Result<fuse_entry_out> Passthrough::link(fuse::Call& call, NodeId existing, Name
   const FdRef fd = TRY(inodes_->fd(inode));
   const FdRef in = TRY(inodes_->fd(directory));
   TRY(sys::linkat(fd, in, name));
+  inodes_->after_link(inode);
 
   UNINITIALIZED struct statx stx;
   const InodeRef found = TRY(inodes_->lookup(directory, name, 0, &stx));
@@ -217,14 +218,18 @@ Result<> Passthrough::unlink(fuse::Call& call, Name name) {
   const InodeRef directory = TRY(inodes_->pin(call.node));
   const FdRef in = TRY(inodes_->fd(directory));
   inodes_->before_removal(directory, name);
-  return sys::unlinkat(in, name, 0);
+  TRY(sys::unlinkat(in, name, 0));
+  inodes_->after_removal(directory, name);
+  return {};
 }
 
 Result<> Passthrough::rmdir(fuse::Call& call, Name name) {
   const InodeRef directory = TRY(inodes_->pin(call.node));
   const FdRef in = TRY(inodes_->fd(directory));
   inodes_->before_removal(directory, name);
-  return sys::unlinkat(in, name, AT_REMOVEDIR);
+  TRY(sys::unlinkat(in, name, AT_REMOVEDIR));
+  inodes_->after_removal(directory, name);
+  return {};
 }
 
 Result<> Passthrough::rename(fuse::Call& call, Name from, NodeId to_directory, Name to,

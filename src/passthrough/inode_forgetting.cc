@@ -7,12 +7,14 @@ namespace virtiofsd {
 
 bool InodeStore::State::is_worth_keeping(std::uint32_t slot) {
   const InodeRecord& record = at(slot);
+  if (record.links.load(std::memory_order_relaxed) == InodeRecord::kNoLink) return false;
   const bool by_name = record.name.load(std::memory_order_relaxed) != 0 && record.birth != 0;
   return forgotten.capacity() != 0 && (by_name || has_handle(slot));
 }
 
 bool InodeStore::State::can_keep(std::uint32_t slot) {
   InodeRecord& record = at(slot);
+  if (record.links.load(std::memory_order_relaxed) == InodeRecord::kNoLink) return false;
   const FdRef fd{record.fd.load(std::memory_order_acquire)};
   struct statx stx {};
   if (!sys::statx(fd, STATX_NLINK, &stx) || stx.stx_nlink == 0) return false;

@@ -90,6 +90,7 @@ Result<std::uint32_t> InodeStore::State::insert(std::uint32_t directory, NodeId 
   const std::uint32_t slot =
       TRY(find_or_insert(FileIdentity::of(stx, mount), parent, name, std::move(fd), submount));
   note_name(slot, parent, name);
+  note_links(slot, stx.stx_nlink);
   keep_budget();
   return slot;
 }

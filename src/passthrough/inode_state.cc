@@ -131,6 +131,7 @@ Result<std::uint32_t> InodeStore::State::find_or_insert(const FileIdentity& iden
     record.touched.store(cold ? 0 : 1, std::memory_order_relaxed);
     record.queued.store(InodeRecord::kNotQueued, std::memory_order_relaxed);
     record.unproven.store(0, std::memory_order_relaxed);
+    record.links.store(InodeRecord::kManyLinks, std::memory_order_relaxed);
     if (fd) hot.fetch_add(1, std::memory_order_relaxed);
     record.fd.store(fd.release(), std::memory_order_relaxed);
     index.link(of, slot, hash);
@@ -183,6 +184,7 @@ void InodeStore::State::note_name(std::uint32_t slot, NodeId parent, Name name) 
     record.name_hash.store(hash, std::memory_order_relaxed);
     cold = record.fd.load(std::memory_order_relaxed) < 0;
   }
+  record.links.store(InodeRecord::kManyLinks, std::memory_order_relaxed);
   blobs.remove(old);
   count_cold(cold ? before : parent, -1);
   names_seen.note(parent, hash, slot);

@@ -184,6 +184,12 @@ struct InodeStore::State {
   // The node was just seen under this name. Cheap when that is what we knew.
   void note_name(std::uint32_t slot, NodeId parent, Name name);
 
+  void note_links(std::uint32_t slot, std::uint32_t count) {
+    const bool one = count == 1 || at(slot).type == S_IFDIR >> 12;
+    at(slot).links.store(one ? InodeRecord::kOneLink : InodeRecord::kManyLinks,
+                         std::memory_order_relaxed);
+  }
+
   // A record whose last known name is this one, pinned; none if there is none or too many others
   // were seen since. Another file may have the name by now, known or not.
   std::optional<std::uint32_t> find_by_name(NodeId parent, Name name);

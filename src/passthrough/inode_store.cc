@@ -259,6 +259,7 @@ Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name
   const std::uint32_t slot =
       TRY(state.find_or_insert(identity, parent, name, std::move(path), submount));
   InodeRef found{this, slot};
+  state.note_links(slot, out->stx_nlink);
   state.keep_budget();
   return found;
 }
@@ -317,6 +318,19 @@ void InodeStore::before_removal(const InodeRef& directory, Name name) {
   state.note_name(*known, directory.id(), name);
   // Best effort: a share that changes underneath may have taken it away already.
   if (!state.path_fd(*known)) log::debug("a name went away before its inode was opened");
+}
+
+void InodeStore::after_removal(const InodeRef& directory, Name name) {
+  const auto expected = state_->find_by_name(directory.id(), name);
+  if (!expected) return;
+  const InodeRef pinned{this, *expected};
+  std::uint8_t one = InodeRecord::kOneLink;
+  state_->at(*expected).links.compare_exchange_strong(one, InodeRecord::kNoLink,
+                                                      std::memory_order_relaxed);
+}
+
+void InodeStore::after_link(const InodeRef& inode) {
+  state_->at(inode.slot_).links.store(InodeRecord::kManyLinks, std::memory_order_relaxed);
 }
 
 void InodeStore::after_rename(const InodeRef& from_directory, Name from,

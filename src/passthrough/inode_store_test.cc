@@ -518,8 +518,40 @@ TEST_F(InodeRecall, FindsAnotherLinkWhenTheLastNameIsGone) {
   const NodeId id = lookup("a")->id();
   store_->before_removal(root(), name_of("a"));
   fs::remove(root_ / "a");
+  store_->after_removal(root(), name_of("a"));
   store_->forget(id, 1);
   EXPECT_EQ(recall(id), Errno{0});
+}
+
+TEST_F(InodeRecall, FindsALinkThatTheGuestMade) {
+  make("a");
+  let_settle();
+  const NodeId id = lookup("a")->id();
+  fs::create_hard_link(root_ / "a", root_ / "b");
+  store_->after_link(*store_->pin(id));
+  store_->before_removal(root(), name_of("a"));
+  fs::remove(root_ / "a");
+  store_->after_removal(root(), name_of("a"));
+  ASSERT_EQ(lookup("b")->id(), id);
+  store_->forget(id, 2);
+  EXPECT_EQ(recall(id), Errno{0});
+}
+
+// What the guest removed is not looked at again when it is forgotten: here the host still has it.
+TEST_F(InodeRecall, EndsWithTheOnlyName) {
+  make("cold");
+  fs::create_directory(root_ / "directory");
+  let_settle();
+  make("young");
+  for (const char* name : {"cold", "directory", "young"}) {
+    const NodeId id = lookup(name)->id();
+    store_->after_removal(root(), name_of(name));
+    EXPECT_TRUE(store_->stat(*store_->pin(id), sys::kStatxMask, &stx_)) << name;
+    store_->forget(id, 1);
+    EXPECT_EQ(recall(id), Errno{ESTALE}) << name;
+    // It was not, after all.
+    EXPECT_NE(look_up_and_forget(name), id) << name;
+  }
 }
 
 TEST_F(InodeRecall, FindsWhatIsInAFolderThatWasRenamed) {

@@ -38,7 +38,10 @@ struct InodeRecord {
   static constexpr std::uint8_t kQueuedAgain = 2;  // was, and was forgotten once more
   std::atomic<std::uint8_t> queued;                // among the forgotten nodes
   std::atomic<std::uint8_t> unproven;              // forgotten too young: `handle` is to tell
-  std::uint8_t padding;
+  static constexpr std::uint8_t kManyLinks = 0;    // or unknown
+  static constexpr std::uint8_t kOneLink = 1;      // when last looked at closely
+  static constexpr std::uint8_t kNoLink = 2;       // the guest has removed it since
+  std::atomic<std::uint8_t> links;  // a guess: the host may have made or removed some
   std::atomic<std::uint32_t>
       next_by_identity;  // chain of the private index; next free slot when free
 };
