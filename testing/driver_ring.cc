@@ -7,20 +7,13 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/pause_cpu.h"
 
 namespace virtiofsd::guest {
 namespace {
 
 constexpr std::uint16_t kPackedAvailable = 1U << VRING_PACKED_DESC_F_AVAIL;
 constexpr std::uint16_t kPackedUsed = 1U << VRING_PACKED_DESC_F_USED;
-
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // virtio 1.2, 2.7.7.2: did the index move past `event` on its way from `before` to `now`?
 bool crossed(std::uint16_t event, std::uint16_t now, std::uint16_t before) {
@@ -438,7 +431,7 @@ std::optional<Used> DriverRing::spin(Deadline deadline) {
   for (unsigned turn = 1;; ++turn) {
     if (auto used = poll(); used || broken()) return used;
     if (turn % 1024 == 0 && std::chrono::steady_clock::now() >= deadline) return std::nullopt;
-    relax();
+    pause_cpu();
   }
 }
 

@@ -11,20 +11,13 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/pause_cpu.h"
 
 namespace virtiofsd::bench {
 namespace {
 
 constexpr std::uint64_t kPatience = 10'000'000'000;
 constexpr std::size_t kMostLanes = 16;
-
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // Wakes a driver that sleeps in read() now and then, so that a daemon that
 // lost a request is found out instead of waited for.
@@ -112,7 +105,7 @@ bool Engine::take_completions() {
 
 void Engine::wait() {
   if (waiting_ == Waiting::kPoll) {
-    relax();
+    pause_cpu();
     return;
   }
   bool idle = true;

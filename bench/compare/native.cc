@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/pause_cpu.h"
 #include "sys/fd.h"
 
 namespace virtiofsd::bench {
@@ -323,14 +324,6 @@ Timed time_native(const Native& native, std::uint64_t nanoseconds) {
 
 namespace {
 
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 void tell(const UniqueFd& fd, std::uint64_t what) {
   must(write(fd.number(), &what, sizeof(what)) == sizeof(what), "write to an eventfd");
 }
@@ -402,7 +395,7 @@ Timed time_spinning(const Native& native, unsigned requests, std::uint64_t nanos
     move_thread(0, Place::kApart, true);
     for (std::uint64_t turn = 1;; ++turn) {
       std::uint64_t what = 0;
-      while ((what = kick.value.load(std::memory_order_acquire)) >> 2 != turn) relax();
+      while ((what = kick.value.load(std::memory_order_acquire)) >> 2 != turn) pause_cpu();
       if ((what & 3) == kEnd) return;
       if ((what & 3) == kWork) native();
       call.value.store(turn, std::memory_order_release);
@@ -414,7 +407,7 @@ Timed time_spinning(const Native& native, unsigned requests, std::uint64_t nanos
     for (unsigned i = 0; i < requests; ++i) {
       ++turn;
       kick.value.store(turn << 2 | (i == 0 ? kWork : kNothing), std::memory_order_release);
-      while (call.value.load(std::memory_order_acquire) != turn) relax();
+      while (call.value.load(std::memory_order_acquire) != turn) pause_cpu();
     }
   };
   for (int i = 0; i < 16; ++i) ask();
@@ -443,7 +436,7 @@ Timed time_hand_outs(const Native& native, unsigned requests, unsigned depth, Te
       const std::uint64_t until = handed_out.value.load(std::memory_order_acquire);
       if (i == until) {
         if (over.load(std::memory_order_relaxed)) return;
-        relax();
+        pause_cpu();
         continue;
       }
       if (i / depth % requests == 0) native();

@@ -96,7 +96,7 @@ bool Verdict::speed_held() const {
   if (native_wanted > 0 && native_ratio > 0 && native_ratio < native_wanted) return false;
   if (ratio == 0 || ratio >= wanted) return true;
   // Nothing excuses being slower than a peer.
-  return limit > 0 && ratio >= std::max(1.0, 0.8 * limit);
+  return limit > 0 && limit < wanted && ratio >= std::max(1.0, 0.8 * limit);
 }
 
 bool Verdict::cpu_held() const {
@@ -119,24 +119,19 @@ Verdict judge(const Report& report, const Cell& cell) {
   const auto native = cell.median(kNative);
   const auto floor = cell.median(kFloor);
   const Target& target = cell.row->target;
-  // What one thread can do that makes these calls for another: the calls alone, or with being
-  // asked and answering.
-  const double most =
-      native && floor ? std::min(native->ops, floor->ops) : (native ? native->ops : 0);
-  const double least =
-      native && floor ? std::max(native->cpu, floor->cpu) : (native ? native->cpu : 0);
   if (best > 0) {
     verdict.ratio = own->ops / best;
     verdict.wanted = cell.setting.depth >= 4 ? target.depth : target.small_depth;
-    verdict.limit = most / best;
+    // The calls alone, or made for another thread that asks and is told.
+    if (native) verdict.limit = (floor ? std::min(native->ops, floor->ops) : native->ops) / best;
   }
   if (least_cpu > 0) {
     verdict.cpu_ratio = own->cpu / least_cpu;
     verdict.cpu_wanted = target.cpu;
-    verdict.cpu_limit = least / least_cpu;
+    if (native) verdict.cpu_limit = native->cpu / least_cpu;
   }
-  if (most > 0 && target.native > 0) {
-    verdict.native_ratio = own->ops / most;
+  if (native && target.native > 0) {
+    verdict.native_ratio = own->ops / native->ops;
     verdict.native_wanted = target.native;
   }
   // Sleeping: 1.3 times the floor. Spinning: 2 µs more for each request.

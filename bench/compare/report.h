@@ -61,11 +61,12 @@ struct Report {
 struct Verdict {
   double ratio = 0;      // operations a second over the best peer's
   double wanted = 0;     // what the ratio should be
-  double limit = 0;      // the ratio of the native calls or the floor: 80 % of it will do
+  double limit = 0;      // the ratio of the native calls or the floor: 80 % of it will do where
+                         // that is less than wanted
   double cpu_ratio = 0;  // the same for CPU per operation
   double cpu_wanted = 0;
   double cpu_limit = 0;
-  double native_ratio = 0;  // operations a second over those of the native calls or the floor
+  double native_ratio = 0;  // operations a second over those of the native calls
   double native_wanted = 0;
   double beyond_floor = 0;  // the median latency over the floor's
   double floor_wanted = 0;

@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/pause_cpu.h"
 #include "daemon/signal_policy.h"
 #include "daemon/watchdog.h"
 #include "sys/events.h"
@@ -52,14 +53,6 @@ constexpr std::uint32_t kLargestBurstBeforeNap = 64;
 
 constexpr std::uint64_t kKick = 0;
 constexpr std::uint64_t kStop = 1;
-
-void pause_cpu() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#else
-  asm volatile("yield");
-#endif
-}
 
 UniqueFd must(int fd) {
   CHECK(fd >= 0);

@@ -187,6 +187,7 @@ TEST_P(SupervisorTest, TheDescriptorTableNeedsNotGrowUnderTheGuest) {
   wait_for_socket();
   const std::string launcher = std::to_string(tree_);
   const std::string supervisor = contents("/proc/" + launcher + "/task/" + launcher + "/children");
+  ASSERT_FALSE(supervisor.empty());
   const std::string status = contents("/proc/" + std::to_string(std::stoi(supervisor)) + "/status");
   const std::size_t slots = status.find("FDSize:");
   ASSERT_NE(slots, std::string::npos);

@@ -97,7 +97,6 @@ Result<fuse_entry_out> Passthrough::link(fuse::Call& call, NodeId existing, Name
   const FdRef fd = TRY(inodes_->fd(inode));
   const FdRef in = TRY(inodes_->fd(directory));
   TRY(sys::linkat(fd, in, name));
-  inodes_->after_link(inode);
 
   UNINITIALIZED struct statx stx;
   const InodeRef found = TRY(inodes_->lookup(directory, name, 0, &stx));

@@ -184,6 +184,7 @@ void InodeStore::State::note_name(std::uint32_t slot, NodeId parent, Name name) 
     record.name_hash.store(hash, std::memory_order_relaxed);
     cold = record.fd.load(std::memory_order_relaxed) < 0;
   }
+  // Two names, perhaps; nobody asked.
   record.links.store(InodeRecord::kManyLinks, std::memory_order_relaxed);
   blobs.remove(old);
   count_cold(cold ? before : parent, -1);

@@ -184,6 +184,7 @@ struct InodeStore::State {
   // The node was just seen under this name. Cheap when that is what we knew.
   void note_name(std::uint32_t slot, NodeId parent, Name name);
 
+  // `count`: the host's, just now. A directory's says nothing, and it has one name.
   void note_links(std::uint32_t slot, std::uint32_t count) {
     const bool one = count == 1 || at(slot).type == S_IFDIR >> 12;
     at(slot).links.store(one ? InodeRecord::kOneLink : InodeRecord::kManyLinks,

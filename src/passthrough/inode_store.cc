@@ -329,10 +329,6 @@ void InodeStore::after_removal(const InodeRef& directory, Name name) {
                                                       std::memory_order_relaxed);
 }
 
-void InodeStore::after_link(const InodeRef& inode) {
-  state_->at(inode.slot_).links.store(InodeRecord::kManyLinks, std::memory_order_relaxed);
-}
-
 void InodeStore::after_rename(const InodeRef& from_directory, Name from,
                               const InodeRef& to_directory, Name to, bool exchange) {
   State& state = *state_;
@@ -340,6 +336,10 @@ void InodeStore::after_rename(const InodeRef& from_directory, Name from,
   state.other_names.add(from_directory.id(), from.view(), to_directory.id(), to.view());
   if (exchange)
     state.other_names.add(to_directory.id(), to.view(), from_directory.id(), from.view());
+  const auto cold_in = [&](const InodeRef& directory) {
+    return state.at(directory.slot_).cold_children.load(std::memory_order_relaxed) != 0;
+  };
+  if (!cold_in(from_directory) && !(exchange && cold_in(to_directory))) return;
   // Mostly the record is known that had the name, and need not be looked for by its identity. If
   // that was another file, the one that was moved is found by the hint above.
   if (const auto expected =
@@ -360,13 +360,8 @@ void InodeStore::after_rename(const InodeRef& from_directory, Name from,
     const InodeRef pinned{this, *known};
     state.note_name(*known, directory.id(), name);
   };
-  const auto cold_in = [&](const InodeRef& directory) {
-    return state.at(directory.slot_).cold_children.load(std::memory_order_relaxed) != 0;
-  };
-  if (cold_in(from_directory) || (exchange && cold_in(to_directory))) {
-    follow(to_directory, to);
-    if (exchange) follow(from_directory, from);
-  }
+  follow(to_directory, to);
+  if (exchange) follow(from_directory, from);
 }
 
 void InodeStore::opened(const InodeRef& inode) {

@@ -138,12 +138,11 @@ class InodeStore {
   // Namespace changes by the guest. Before a name goes away (unlink, rmdir, or
   // being replaced by a rename): whatever node is known by that name gets its
   // descriptor now, so that a file still open in the guest stays usable. After
-  // it went, or there is another: whether the node is worth remembering. After
-  // a rename: the node's name follows. Never fail; best effort for a share
-  // that changes underneath.
+  // it went: the node needn't be looked at again when the guest forgets it, if
+  // that was its only name. After a rename: the node's name follows. Never
+  // fail; best effort for a share that changes underneath.
   void before_removal(const InodeRef& directory, Name name);
   void after_removal(const InodeRef& directory, Name name);
-  void after_link(const InodeRef& inode);
   void after_rename(const InodeRef& from_directory, Name from, const InodeRef& to_directory,
                     Name to, bool exchange);
 
