@@ -64,22 +64,25 @@ std::optional<std::uint32_t> InodeStore::State::find(const FileIdentity& identit
       }
       doubtful = id_of(slot);
     }
-    end_doubt(doubtful);
+    if (end_doubt(doubtful, lookups)) return slot_of(doubtful);
   }
 }
 
-void InodeStore::State::end_doubt(NodeId id) {
-  if (!try_pin(id)) return;
-  const Pinned pinned{*this, slot_of(id)};
-  if (!path_fd(pinned.slot) || is_doubtful(pinned.slot)) drop(id, 0);
+bool InodeStore::State::end_doubt(NodeId id, std::uint64_t lookups) {
+  if (!try_pin(id)) return false;
+  const std::uint32_t slot = slot_of(id);
+  if (path_fd(slot) && !is_doubtful(slot) && add_lookups(slot, lookups)) return true;
+  drop(id, 0);
+  unpin(slot);
+  return false;
 }
 
-bool InodeStore::State::add_lookup(std::uint32_t slot) {
+bool InodeStore::State::add_lookups(std::uint32_t slot, std::uint64_t lookups) {
   InodeRecord& record = at(slot);
   // A forget reads the count and writes it under this lock.
   Lock lock(index.shard(identity_of(record).hash()).mutex);
   if (inodes.state(slot) != SlotState::kLive) return false;
-  owe(record, 1);
+  owe(record, lookups);
   return true;
 }
 
@@ -140,8 +143,7 @@ Result<std::uint32_t> InodeStore::State::find_or_insert(const FileIdentity& iden
   };
   Result<std::uint32_t> outcome = attempt();
   while (!outcome && outcome.error() == kMovedMeanwhile) {
-    end_doubt(doubtful);
-    outcome = attempt();
+    outcome = end_doubt(doubtful, 1) ? slot_of(doubtful) : attempt();
   }
   // A reference still ours was not used: somebody else's record was there first.
   const bool used = outcome && reference == 0 && name;

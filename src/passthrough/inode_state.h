@@ -159,8 +159,9 @@ struct InodeStore::State {
            at(slot).lookups.load(std::memory_order_relaxed) == 0;
   }
 
-  // Either the record is of the file that has its name now, or it goes.
-  void end_doubt(NodeId id);
+  // True when the record is of the file that has its name now; else it goes. It is pinned then,
+  // with so many more lookups: forgotten and let go it would be as doubtful as before.
+  bool end_doubt(NodeId id, std::uint64_t lookups);
 
   // Under the lock of the record's shard, while it is in the index.
   void owe(InodeRecord& record, std::uint64_t lookups) {
@@ -168,8 +169,8 @@ struct InodeStore::State {
     if (before == 0 && lookups != 0) remembered.fetch_sub(1, std::memory_order_relaxed);
   }
 
-  // One more lookup of a pinned record. False when it has left the index meanwhile.
-  bool add_lookup(std::uint32_t slot);
+  // More lookups of a pinned record. False when it has left the index meanwhile.
+  bool add_lookups(std::uint32_t slot, std::uint64_t lookups);
 
   // A record for this identity, pinned, with one more lookup: the one that is
   // there already, or a new one that takes `fd` (none: cold).

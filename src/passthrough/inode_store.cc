@@ -158,7 +158,7 @@ Result<InodeRef> InodeStore::recall(NodeId id, struct statx* out) {
   // Linux asks for what it does not have itself, so it is not open either. (Not every file system
   // counts links.)
   const bool is_gone = inode.is_local() && out->stx_nlink == 0;
-  if (is_gone || !state_->add_lookup(inode.slot_)) return Errno{ESTALE};
+  if (is_gone || !state_->add_lookups(inode.slot_, 1)) return Errno{ESTALE};
   return inode;
 }
 
@@ -265,7 +265,7 @@ Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name
 }
 
 void InodeStore::add_lookup(const InodeRef& inode) {
-  (void)state_->add_lookup(inode.slot_);
+  (void)state_->add_lookups(inode.slot_, 1);
 }
 
 Result<InodeRef> InodeStore::parent(const InodeRef& inode, struct statx* out) {
