@@ -243,7 +243,8 @@ Result<> Passthrough::rename(fuse::Call& call, Name from, NodeId to_directory, N
   const auto rename = [&](std::uint32_t more) {
     return sys::renameat2(source_fd, from, target_fd, to, flags | more);
   };
-  if (exchange || (flags & RENAME_NOREPLACE) != 0) {
+  inodes_->before_rename(source, from, target, to, exchange);
+  if (exchange || (flags & RENAME_NOREPLACE) != 0 || !inodes_->has_cold_children(target)) {
     TRY(rename(0));
   } else if (!rename(RENAME_NOREPLACE)) {
     // Mostly nothing is replaced, and looking would cost as much as half a rename. Now something
@@ -251,6 +252,7 @@ Result<> Passthrough::rename(fuse::Call& call, Name from, NodeId to_directory, N
     inodes_->before_removal(target, to);
     TRY(rename(0));
   }
+  if (!exchange) inodes_->after_removal(target, to);
   inodes_->after_rename(source, from, target, to, exchange);
   return {};
 }

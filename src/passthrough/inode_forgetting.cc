@@ -54,14 +54,19 @@ void InodeStore::State::forget(NodeId id, std::uint64_t count) {
 void InodeStore::State::cool_down(NodeId id) {
   const std::uint32_t slot = slot_of(id);
   const auto is_hot = [&] { return at(slot).fd.load(std::memory_order_relaxed) >= 0; };
-  if (slot == kRootSlot || !is_hot() || !try_pin(id)) return;
-  // Pinned, what is hot stays hot.
-  const std::uint64_t hash = identity_of(at(slot)).hash();
-  const bool is_kept = is_hot() && can_keep(slot);
-  if (is_hot() && !is_kept) drop(id, 0);
-  // Not by unpin, which would come here again.
-  if (inodes.unpin(slot)) return finish(slot);
-  if (is_kept && close_forgotten(id, hash)) make_room(forgotten.push(id));
+  if (slot == kRootSlot) return;
+  // Again if another thread used it just before ours turned out to be the last pin.
+  while (is_hot() && try_pin(id)) {
+    // Pinned, what is hot stays hot.
+    const std::uint64_t hash = identity_of(at(slot)).hash();
+    const bool was_hot = is_hot();
+    const bool is_kept = was_hot && can_keep(slot);
+    if (was_hot && !is_kept) drop(id, 0);
+    // Not by unpin, which would come here again.
+    if (inodes.unpin(slot)) return finish(slot);
+    if (is_kept && close_forgotten(id, hash)) make_room(forgotten.push(id));
+    if (was_hot) return;
+  }
 }
 
 void InodeStore::State::leave(InodeIndex::Shard& of, std::uint32_t slot, std::uint64_t hash,
@@ -88,7 +93,8 @@ bool InodeStore::State::close_forgotten(NodeId id, std::uint64_t hash) {
   {
     Lock lock(index.shard(hash).mutex);
     if (inodes.generation(slot) == generation_of(id) && inodes.set_aside(slot)) {
-      if (record.lookups.load(std::memory_order_relaxed) == 0 &&
+      if (inodes.generation(slot) == generation_of(id) &&
+          record.lookups.load(std::memory_order_relaxed) == 0 &&
           record.parent.load(std::memory_order_relaxed) == parent.value) {
         closes = UniqueFd{record.fd.exchange(-1, std::memory_order_acq_rel)};
       }

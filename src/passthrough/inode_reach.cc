@@ -2,6 +2,7 @@
 //
 // Hot and cold: what holds a descriptor, and how a file is found again that holds none.
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "base/uninitialized.h"
@@ -19,12 +20,14 @@ constexpr int kMostSteps = 64;
 
 }  // namespace
 
-std::uint32_t InodeStore::State::demote_some() {
+std::uint32_t InodeStore::State::demote_some(std::uint32_t most_refused) {
   const std::uint32_t used = inodes.used();
   std::uint32_t demoted = 0;
+  std::uint32_t refused = 0;
   // Two rounds at most: the first may only clear the touched marks.
   const std::uint32_t steps = std::min<std::uint32_t>(used * 2, 4096);
-  for (std::uint32_t step = 0; step < steps && demoted < kDemotionBatch; ++step) {
+  for (std::uint32_t step = 0; step < steps && demoted < kDemotionBatch && refused < most_refused;
+       ++step) {
     const std::uint32_t slot = hand.fetch_add(1, std::memory_order_relaxed) % used;
     if (slot <= kRootSlot) continue;
     InodeRecord& record = at(slot);
@@ -32,8 +35,9 @@ std::uint32_t InodeStore::State::demote_some() {
     if (record.fd.load(std::memory_order_relaxed) < 0) continue;
     if (record.opens.load(std::memory_order_relaxed) != 0) continue;
     if (record.touched.exchange(0, std::memory_order_relaxed) != 0) continue;
-    if (demote(slot)) ++demoted;
+    ++(demote(slot) ? demoted : refused);
   }
+  if (demoted == 0 && refused != 0) demotion_pause.store(kDemotionPause, std::memory_order_relaxed);
   return demoted;
 }
 
@@ -80,7 +84,7 @@ bool InodeStore::State::prove_return(std::uint32_t slot) {
   }
   if (!identity_of(record).lasts()) return false;
   record.unproven.store(0, std::memory_order_release);  // nothing is as sure as a descriptor
-  return static_cast<bool>(stat_by_name(slot, kMinimalMask, &stx, Room::kAsThereIs));
+  return stat_by_name(slot, kMinimalMask, &stx, Room::kAsThereIs) || find_other_name(slot);
 }
 
 Result<std::uint32_t> InodeStore::State::insert(std::uint32_t directory, NodeId parent, Name name,
@@ -174,7 +178,8 @@ Result<FdRef> InodeStore::State::warm_up(std::uint32_t slot, Room room) {
     if (fd || fd.error() != kMovedMeanwhile) break;
   }
   if (!fd && fd.error() == kMovedMeanwhile) fd = Errno{ESTALE};
-  if (!fd && fd.error() == Errno{ESTALE} && open_files &&
+  // EACCES: a directory on the way was closed to us since.
+  if (!fd && (fd.error() == Errno{ESTALE} || fd.error() == Errno{EACCES}) && open_files &&
       at(slot).opens.load(std::memory_order_relaxed) != 0) {
     auto lent = with_room([&] { return open_files(id_of(slot)); }, room);
     fd = lent ? Result<FdRef>{now_hot(slot, std::move(*lent))} : lent.error();
@@ -189,15 +194,21 @@ Result<FdRef> InodeStore::State::climb_and_open(std::uint32_t slot, Room room) {
     for (std::size_t i = 1; i < chain.size(); ++i) unpin(chain[i]);
   };
   chain.push_back(slot);
+  std::uint32_t passed = 0;
   while (at(chain.back()).fd.load(std::memory_order_acquire) < 0) {
+    // Names that are out of date may lead in a circle.
+    const bool again = chain.back() == passed;
+    if (std::has_single_bit(chain.size())) passed = chain.back();
     if (auto by_handle = reach_by_handle(chain.back(), room)) {
       now_hot(chain.back(), std::move(*by_handle));
       break;
     }
     const NodeId parent{at(chain.back()).parent.load(std::memory_order_relaxed)};
-    if (parent.value == 0 || chain.size() > kMaxDepth || !try_pin(parent)) {
+    if (parent.value == 0 || again || chain.size() > kMaxDepth || !try_pin(parent)) {
+      // The guest knows that directory no more, but perhaps another one that it is in.
+      const bool moved = room == Room::kMake && find_other_name(chain.back());
       release();
-      return Errno{ESTALE};
+      return moved ? kMovedMeanwhile : Errno{ESTALE};
     }
     chain.push_back(slot_of(parent));
   }
@@ -235,7 +246,7 @@ FdRef InodeStore::State::now_hot(std::uint32_t slot, UniqueFd fd) {
 }
 
 Result<UniqueFd> InodeStore::State::reach_by_handle(std::uint32_t slot, Room room) {
-  const auto handle = settings.use_file_handles ? stored_handle(slot) : std::nullopt;
+  const auto handle = has_handle(slot) ? stored_handle(slot) : std::nullopt;
   if (!handle) return Errno{ESTALE};
   return with_room(
       [&] { return sys::open_by_handle_at(mount_for_handles, *handle, O_PATH | O_NOFOLLOW); },

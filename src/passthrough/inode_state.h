@@ -43,6 +43,8 @@ namespace virtiofsd {
 inline constexpr std::uint32_t kRootSlot = 1;
 inline constexpr std::size_t kMaxDepth = 1U << 16;  // of a walk from a cold inode up to a hot one
 inline constexpr std::uint32_t kDemotionBatch = 32;
+// New descriptors over the budget before it is tried again to let others go, when that didn't help.
+inline constexpr std::uint32_t kDemotionPause = 16;
 inline constexpr Errno kMovedMeanwhile{EAGAIN};
 
 constexpr NodeId node_id(std::uint32_t slot, std::uint32_t generation) {
@@ -104,6 +106,7 @@ struct InodeStore::State {
   std::atomic<std::uint32_t> hot = 0;
   std::atomic<std::uint32_t> remembered = 0;  // live records that the guest has forgotten
   std::atomic<std::uint32_t> hand = 0;
+  std::atomic<std::uint32_t> demotion_pause = 0;
 
   Mutex& stripe(std::uint32_t slot) { return stripes[slot % kStripes]; }
   InodeRecord& at(std::uint32_t slot) { return inodes.at(slot); }
@@ -207,7 +210,7 @@ struct InodeStore::State {
           room == Room::kAsThereIs) {
         return fd;
       }
-      if (demote_some() == 0) {
+      if (demote_some(~std::uint32_t{0}) == 0) {
         if (!lets_go) return fd;
         // Everything is in use or too young to let go: youth passes.
         const timespec tick{0, FileIdentity::kSettledNs / 10};
@@ -217,16 +220,21 @@ struct InodeStore::State {
   }
 
   void keep_budget() {
-    if (hot.load(std::memory_order_relaxed) > settings.descriptor_budget) demote_some();
+    if (hot.load(std::memory_order_relaxed) <= settings.descriptor_budget) return;
+    const std::uint32_t pause = demotion_pause.load(std::memory_order_relaxed);
+    if (pause != 0) return demotion_pause.store(pause - 1, std::memory_order_relaxed);
+    demote_some(kDemotionBatch);
   }
 
-  std::uint32_t demote_some();
+  // Lets a batch go; ends early after so many that can't be found again. How many it was.
+  std::uint32_t demote_some(std::uint32_t most_refused);
 
   bool demote(std::uint32_t slot);
 
   // Whether a kernel file handle leads to it.
   bool has_handle(std::uint32_t slot) {
-    return settings.use_file_handles && at(slot).handle.load(std::memory_order_relaxed) != 0;
+    return settings.use_file_handles && at(slot).mount == 0 &&
+           at(slot).handle.load(std::memory_order_relaxed) != 0;
   }
 
   // Whether a pinned, hot record can be found again without its descriptor:

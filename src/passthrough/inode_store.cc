@@ -204,7 +204,8 @@ Result<> InodeStore::stat(const InodeRef& inode, unsigned mask, struct statx* ou
       state_->hot.load(std::memory_order_relaxed) < state_->settings.descriptor_budget;
   if (!(again && room) && !state_->has_handle(inode.slot_)) {
     auto by_name = state_->stat_by_name(inode.slot_, mask, out, State::Room::kMake);
-    if (by_name || by_name.error() != Errno{ESTALE}) return by_name;
+    if (by_name || (by_name.error() != Errno{ESTALE} && by_name.error() != Errno{EACCES}))
+      return by_name;
   }
   return sys::statx(TRY(state_->path_fd(inode.slot_)), mask, out);
 }
@@ -223,6 +224,7 @@ Result<InodeRef> InodeStore::lookup(const InodeRef& directory, Name name, int fl
   if (const auto known = state.find(identity, 1)) {
     InodeRef found{this, *known};
     state.note_name(*known, parent, name);
+    state.note_links(*known, out->stx_nlink);
     return found;
   }
   if (!identity.lasts()) return made(directory, name, out);
@@ -303,7 +305,7 @@ void InodeStore::forget(NodeId id, std::uint64_t count) {
 
 void InodeStore::before_removal(const InodeRef& directory, Name name) {
   State& state = *state_;
-  if (state.at(directory.slot_).cold_children.load(std::memory_order_relaxed) == 0) return;
+  if (!has_cold_children(directory)) return;
   const auto in = state.path_fd(directory.slot_);
   if (!in) return;
   UNINITIALIZED struct statx stx;
@@ -315,6 +317,8 @@ void InodeStore::before_removal(const InodeRef& directory, Name name) {
   const InodeRef pinned{this, *known};
   // What the guest has forgotten it has no file open of.
   if (state.at(*known).lookups.load(std::memory_order_relaxed) == 0) return;
+  if (state.path_fd(*known)) return;
+  // The name we knew is no longer its own, but this one is.
   state.note_name(*known, directory.id(), name);
   // Best effort: a share that changes underneath may have taken it away already.
   if (!state.path_fd(*known)) log::debug("a name went away before its inode was opened");
@@ -329,25 +333,29 @@ void InodeStore::after_removal(const InodeRef& directory, Name name) {
                                                       std::memory_order_relaxed);
 }
 
+bool InodeStore::has_cold_children(const InodeRef& directory) {
+  return state_->at(directory.slot_).cold_children.load(std::memory_order_relaxed) != 0;
+}
+
+void InodeStore::before_rename(const InodeRef& from_directory, Name from,
+                               const InodeRef& to_directory, Name to, bool exchange) {
+  OtherNames& hints = state_->other_names;
+  hints.add(from_directory.id(), from.view(), to_directory.id(), to.view());
+  if (exchange) hints.add(to_directory.id(), to.view(), from_directory.id(), from.view());
+}
+
 void InodeStore::after_rename(const InodeRef& from_directory, Name from,
                               const InodeRef& to_directory, Name to, bool exchange) {
   State& state = *state_;
-  // What has its descriptor is not looked for now: if it is to be found later, that is where.
-  state.other_names.add(from_directory.id(), from.view(), to_directory.id(), to.view());
-  if (exchange)
-    state.other_names.add(to_directory.id(), to.view(), from_directory.id(), from.view());
-  const auto cold_in = [&](const InodeRef& directory) {
-    return state.at(directory.slot_).cold_children.load(std::memory_order_relaxed) != 0;
-  };
-  if (!cold_in(from_directory) && !(exchange && cold_in(to_directory))) return;
   // Mostly the record is known that had the name, and need not be looked for by its identity. If
-  // that was another file, the one that was moved is found by the hint above.
+  // that was another file, the one that was moved is found by the hint.
   if (const auto expected =
           exchange ? std::nullopt : state.find_by_name(from_directory.id(), from)) {
     const InodeRef pinned{this, *expected};
     state.note_name(*expected, to_directory.id(), to);
     return;
   }
+  if (!has_cold_children(from_directory) && !(exchange && has_cold_children(to_directory))) return;
   const auto follow = [&](const InodeRef& directory, Name name) {
     const auto in = state.path_fd(directory.slot_);
     if (!in) return;

@@ -139,10 +139,15 @@ class InodeStore {
   // being replaced by a rename): whatever node is known by that name gets its
   // descriptor now, so that a file still open in the guest stays usable. After
   // it went: the node needn't be looked at again when the guest forgets it, if
-  // that was its only name. After a rename: the node's name follows. Never
-  // fail; best effort for a share that changes underneath.
+  // that was its only name. Before a rename: who looks for the node from now on
+  // finds it by either name. After: the node's name follows. Never fail; best
+  // effort for a share that changes underneath.
   void before_removal(const InodeRef& directory, Name name);
+  // False when before_removal() has nothing to do there.
+  bool has_cold_children(const InodeRef& directory);
   void after_removal(const InodeRef& directory, Name name);
+  void before_rename(const InodeRef& from_directory, Name from, const InodeRef& to_directory,
+                     Name to, bool exchange);
   void after_rename(const InodeRef& from_directory, Name from, const InodeRef& to_directory,
                     Name to, bool exchange);
 

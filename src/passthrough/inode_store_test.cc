@@ -76,6 +76,16 @@ class InodeStoreTest : public ::testing::Test {
     return store_->lookup(directory, name_of(name), 0, &stx_);
   }
   Result<InodeRef> lookup(std::string_view name) { return lookup(root(), name); }
+  // A rename that was made.
+  void follow(const InodeRef& from, Name name, const InodeRef& to, Name new_name, bool exchange) {
+    store_->before_rename(from, name, to, new_name, exchange);
+    store_->after_rename(from, name, to, new_name, exchange);
+  }
+  void limit_descriptors(std::uint32_t budget) {
+    InodeStore::Settings settings;
+    settings.descriptor_budget = budget;
+    open_store(settings);
+  }
 
   fs::path root_;
   std::unique_ptr<InodeStore> store_;
@@ -198,7 +208,7 @@ TEST_F(InodeStoreTest, ANodeFollowsItsRename) {
   const InodeRef d = *lookup("d");
   const InodeRef top = root();
   fs::rename(root_ / "a", root_ / "d" / "b");
-  store_->after_rename(top, name_of("a"), d, name_of("b"), false);
+  follow(top, name_of("a"), d, name_of("b"), false);
   EXPECT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
   EXPECT_TRUE(store_->fd(a));
 }
@@ -207,7 +217,7 @@ TEST_F(InodeStoreTest, ANodeFollowsItsRename) {
 void forget_renames(InodeStore& store, const InodeRef& directory) {
   for (std::size_t i = 0; i <= OtherNames::kCapacity; ++i) {
     const std::string name = "n" + std::to_string(i);
-    store.after_rename(directory, name_of(name), directory, name_of(name + "x"), false);
+    store.before_rename(directory, name_of(name), directory, name_of(name + "x"), false);
   }
 }
 
@@ -216,7 +226,7 @@ TEST_F(InodeStoreTest, ARenameIsFollowedWithoutALookAtTheFile) {
   let_settle();
   const InodeRef a = *lookup("a");
   const InodeRef top = root();
-  store_->after_rename(top, name_of("a"), top, name_of("b"), false);
+  follow(top, name_of("a"), top, name_of("b"), false);
   forget_renames(*store_, top);
   fs::rename(root_ / "a", root_ / "b");
   EXPECT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
@@ -230,7 +240,7 @@ TEST_F(InodeStoreTest, ARenameOfALinkThatWasNotTheLastNameSeenIsFollowed) {
   ASSERT_EQ(lookup("b")->id(), a.id());
   const InodeRef top = root();
   fs::rename(root_ / "a", root_ / "c");
-  store_->after_rename(top, name_of("a"), top, name_of("c"), false);
+  follow(top, name_of("a"), top, name_of("c"), false);
   forget_renames(*store_, top);
   fs::remove(root_ / "b");
   EXPECT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
@@ -253,9 +263,143 @@ TEST_F(InodeStoreTest, ARenameOfAFileThatCameBackToItsNameIsFollowed) {
   ASSERT_EQ(lookup("a")->id(), a.id());
   const InodeRef top = root();
   fs::rename(root_ / "a", root_ / "c");
-  store_->after_rename(top, name_of("a"), top, name_of("c"), false);
+  follow(top, name_of("a"), top, name_of("c"), false);
   ASSERT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
   ASSERT_TRUE(store_->stat(b, sys::kStatxMask, &stx_));
+}
+
+TEST_F(InodeStoreTest, ARenameBeingMadeIsFoundByBothNames) {
+  make("a");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  const InodeRef top = root();
+  store_->before_rename(top, name_of("a"), top, name_of("b"), false);
+  EXPECT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
+  fs::rename(root_ / "a", root_ / "b");
+  EXPECT_TRUE(store_->fd(a));
+}
+
+TEST_F(InodeStoreTest, ARenamedFileThatHadItsDescriptorIsLetGo) {
+  limit_descriptors(16);
+  const InodeRef top = root();
+  for (int i = 0; i < 200; ++i) {
+    const Name name = name_of("new");
+    make("new");
+    ASSERT_TRUE(lookup("new"));  // young: with its descriptor
+    const std::string old = std::to_string(i);
+    fs::rename(root_ / "new", root_ / old);
+    follow(top, name, top, name_of(old), false);
+  }
+  forget_renames(*store_, top);
+  let_settle();
+  for (int i = 0; i < 200; ++i) {
+    make("more" + std::to_string(i));
+    ASSERT_TRUE(lookup("more" + std::to_string(i)));
+    if (i % 50 == 0) let_settle();
+  }
+  EXPECT_LE(store_->descriptors(), 100U);
+}
+
+TEST_F(InodeStoreTest, FilesThatWereExchangedAreLetGo) {
+  limit_descriptors(16);
+  const InodeRef top = root();
+  for (int i = 0; i < 100; ++i) {
+    const std::string a = "a" + std::to_string(i), b = "b" + std::to_string(i);
+    for (const std::string& name : {a, b}) {
+      make(name);
+      ASSERT_TRUE(lookup(name));
+    }
+    ASSERT_EQ(
+        ::renameat2(AT_FDCWD, (root_ / a).c_str(), AT_FDCWD, (root_ / b).c_str(), RENAME_EXCHANGE),
+        0);
+    follow(top, name_of(a), top, name_of(b), true);
+  }
+  let_settle();
+  for (int i = 0; i < 64; ++i) {
+    make(std::to_string(i));
+    ASSERT_TRUE(lookup(std::to_string(i)));
+  }
+  EXPECT_LE(store_->descriptors(), 120U);
+}
+
+TEST_F(InodeStoreTest, AFileThatLostOneOfItsNamesIsLetGo) {
+  limit_descriptors(16);
+  const InodeRef top = root();
+  fs::create_directory(root_ / "d");
+  for (int i = 0; i < 200; ++i) {
+    make("new");
+    ASSERT_TRUE(lookup("new"));
+    const std::string last = std::to_string(i);
+    fs::create_hard_link(root_ / "new", root_ / last);
+    ASSERT_TRUE(lookup(last));  // as LINK does
+    ASSERT_TRUE(lookup("new"));
+    ASSERT_TRUE(lookup(last));
+    store_->before_removal(top, name_of("new"));
+    fs::remove(root_ / "new");
+    store_->after_removal(top, name_of("new"));
+  }
+  let_settle();
+  for (int i = 0; i < 64; ++i) {
+    make("more" + std::to_string(i));
+    ASSERT_TRUE(lookup("more" + std::to_string(i)));
+  }
+  EXPECT_LE(store_->descriptors(), 120U);
+}
+
+// What the host took away while its descriptor was held keeps that; the others pay little for it.
+TEST_F(InodeStoreTest, WhatCanNotBeLetGoIsNotTriedForEverybody) {
+  using std::chrono::steady_clock;
+  limit_descriptors(16);
+  for (int i = 0; i < 3000; ++i) {
+    make("new");
+    ASSERT_TRUE(lookup("new"));
+    fs::remove(root_ / "new");
+  }
+  let_settle();
+  auto shortest = steady_clock::duration::max();
+  for (int round = 0; round < 5; ++round) {
+    for (int i = 0; i < 50; ++i) make(std::to_string(round * 50 + i));
+    const auto begun = steady_clock::now();
+    for (int i = 0; i < 50; ++i) ASSERT_TRUE(lookup(std::to_string(round * 50 + i)));
+    shortest = std::min(shortest, steady_clock::now() - begun);
+  }
+  EXPECT_LT(shortest, std::chrono::milliseconds{25});
+}
+
+TEST_F(InodeStoreTest, AnOpenFileInADirectoryThatWasClosedToUsIsReachedThroughItsHandle) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root, to stop being it";
+  fs::create_directory(root_ / "d");
+  make("d/a");
+  let_settle();
+  const InodeRef a = *lookup(*lookup("d"), "a");
+  const UniqueFd file{::open((root_ / "d" / "a").c_str(), O_RDONLY | O_CLOEXEC)};
+  store_->set_open_files([&](NodeId) { return sys::reopen(file, O_PATH); });
+  store_->opened(a);
+  fs::permissions(root_ / "d", fs::perms::none);
+  std::thread([&] {
+    ::syscall(SYS_setfsuid, 65534);  // and with it goes the right to pass everywhere
+    EXPECT_TRUE(store_->stat(a, sys::kStatxMask, &stx_));
+  }).join();
+  store_->closed(a);
+  store_->set_open_files({});
+}
+
+TEST_F(InodeStoreTest, AFileInAForgottenDirectoryIsFoundInAnother) {
+  InodeStore::Settings settings;
+  settings.remembered = 0;
+  open_store(settings);
+  fs::create_directories(root_ / "a");
+  fs::create_directories(root_ / "b");
+  make("a/x");
+  fs::create_hard_link(root_ / "a" / "x", root_ / "b" / "x");
+  let_settle();
+  const InodeRef a = *lookup("a");
+  InodeRef b = *lookup("b");
+  const InodeRef x = *lookup(a, "x");
+  ASSERT_EQ(lookup(b, "x")->id(), x.id());
+  store_->forget(b.id(), 1);
+  b = InodeRef{};
+  EXPECT_TRUE(store_->fd(x));
 }
 
 TEST_F(InodeStoreTest, AColdChainOfDirectoriesIsWalkedFromTheTop) {
@@ -505,14 +649,53 @@ TEST_F(InodeRecall, FollowsARename) {
   const InodeRef d = *lookup("d");
   for (const char* name : {"hot", "cold"}) {
     fs::rename(root_ / name, root_ / "d" / name);
-    store_->after_rename(root(), name_of(name), d, name_of(name), false);
+    follow(root(), name_of(name), d, name_of(name), false);
     fs::rename(root_ / "d" / name, root_ / "d" / (name + std::string("2")));
-    store_->after_rename(d, name_of(name), d, name_of(name + std::string("2")), false);
+    follow(d, name_of(name), d, name_of(name + std::string("2")), false);
   }
   store_->forget(hot, 1);
   store_->forget(cold, 1);
   EXPECT_EQ(recall(hot), Errno{0});
   EXPECT_EQ(recall(cold), Errno{0});
+}
+
+TEST_F(InodeRecall, IsNotMisledByAFileThatHadTheName) {
+  const InodeRef top = root();
+  const auto rotate = [&](const char* from, const char* to) {
+    fs::rename(root_ / from, root_ / to);
+    follow(top, name_of(from), top, name_of(to), false);
+  };
+  make("log");
+  const NodeId first = lookup("log")->id();
+  rotate("log", "log.1");
+  make("tmp");
+  ASSERT_TRUE(lookup("tmp"));
+  rotate("tmp", "log");
+  store_->before_removal(top, name_of("log"));
+  fs::remove(root_ / "log");
+  store_->after_removal(top, name_of("log"));
+  store_->forget(first, 1);
+  EXPECT_EQ(recall(first), Errno{0});
+}
+
+// Each directory's last known name is in the other one.
+TEST_F(InodeRecall, EndsWhereNamesLeadInACircle) {
+  fs::create_directories(root_ / "a" / "b");
+  let_settle();
+  const InodeRef top = root();
+  InodeRef a = *lookup("a");
+  InodeRef b = *lookup(a, "b");
+  ASSERT_TRUE(store_->fd(b));
+  fs::rename(root_ / "a" / "b", root_ / "b");
+  fs::rename(root_ / "a", root_ / "b" / "a");
+  ASSERT_EQ(lookup(b, "a")->id(), a.id());
+  const NodeId a_id = std::exchange(a, InodeRef{}).id();
+  const NodeId b_id = std::exchange(b, InodeRef{}).id();
+  store_->forget(a_id, 2);
+  store_->forget(b_id, 1);
+  const auto begun = std::chrono::steady_clock::now();
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(recall(a_id), Errno{ESTALE});
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::milliseconds{40});
 }
 
 TEST_F(InodeRecall, FollowsAnExchangeOfTwoFiles) {
@@ -525,7 +708,7 @@ TEST_F(InodeRecall, FollowsAnExchangeOfTwoFiles) {
   ASSERT_EQ(::renameat2(AT_FDCWD, (root_ / "a").c_str(), AT_FDCWD, (root_ / "b").c_str(),
                         RENAME_EXCHANGE),
             0);
-  store_->after_rename(root(), name_of("a"), root(), name_of("b"), true);
+  follow(root(), name_of("a"), root(), name_of("b"), true);
   store_->forget(a, 1);
   store_->forget(b, 1);
   EXPECT_EQ(recall(a), Errno{0});
@@ -585,9 +768,9 @@ TEST_F(InodeRecall, FindsWhatIsInAFolderThatWasRenamed) {
   const NodeId e = lookup(*store_->pin(d), "e")->id();
   const NodeId f = lookup(*store_->pin(e), "f")->id();
   fs::rename(root_ / "d/e", root_ / "d/e2");
-  store_->after_rename(*store_->pin(d), name_of("e"), *store_->pin(d), name_of("e2"), false);
+  follow(*store_->pin(d), name_of("e"), *store_->pin(d), name_of("e2"), false);
   fs::rename(root_ / "d", root_ / "d2");
-  store_->after_rename(root(), name_of("d"), root(), name_of("d2"), false);
+  follow(root(), name_of("d"), root(), name_of("d2"), false);
   for (const NodeId id : {f, e, d}) store_->forget(id, 1);
   EXPECT_EQ(recall(f), Errno{0});
 }
