@@ -24,13 +24,29 @@ void undo(FdRef directory, Name name, int flags) {
 
 }  // namespace
 
-Result<> Passthrough::act_as_caller(const fuse::Call& call, ScopedCredentials& credentials) const {
+// Runs `make` as the caller. The host's permissions hold where the guest tells all that they depend
+// on. It doesn't tell of the groups in an ACL; nor of capabilities in the guest's user namespaces
+// (a container's root makes a directory nobody may write to, and then what is in it), but what the
+// caller owns it could open for itself.
+template <typename Make>
+auto Passthrough::as_caller(const fuse::Call& call, FdRef directory, Make&& make) const
+    -> decltype(make()) {
+  using Override = ScopedCredentials::Override;
   const fuse::Caller caller = TRY(host_caller(call));
-  if (!settings_.can_switch_user) return {};
-  const bool groups_told =
-      call.session.has(FUSE_CREATE_SUPP_GROUP) && ScopedCredentials::groups_are_known();
-  return credentials.assume(
-      caller, groups_told ? ScopedCredentials::Override::kNone : ScopedCredentials::Override::kDac);
+  if (!settings_.can_switch_user) return make();
+  const auto attempt = [&](Override override) -> decltype(make()) {
+    ScopedCredentials credentials;
+    TRY(credentials.assume(caller, override));
+    return make();
+  };
+  const bool all_told = call.session.has(FUSE_CREATE_SUPP_GROUP) &&
+                        !call.session.has(FUSE_POSIX_ACL) && ScopedCredentials::groups_are_known();
+  if (!all_told) return attempt(Override::kDac);
+  auto made = attempt(Override::kNone);
+  if (made || made.error() != Errno{EACCES}) return made;
+  UNINITIALIZED struct statx stx;
+  TRY(sys::statx(directory, STATX_UID, &stx));
+  return stx.stx_uid == caller.uid ? attempt(Override::kDac) : std::move(made);
 }
 
 mode_t Passthrough::mode_for_create(std::uint32_t mode) const {
@@ -47,12 +63,10 @@ Result<fuse_entry_out> Passthrough::make(fuse::Call& call, Name name, std::uint3
                                          mode_t mode, int undo_flags, Make&& make_it) {
   const InodeRef directory = TRY(inodes_->pin(call.node));
   const FdRef in = TRY(inodes_->fd(directory));
-  {
-    ScopedCredentials credentials;
-    TRY(act_as_caller(call, credentials));
+  TRY(as_caller(call, in, [&] {
     const ScopedUmask masking{call.session, umask, mode};
-    TRY(make_it(in, mode));
-  }
+    return make_it(in, mode);
+  }));
   UNINITIALIZED struct statx stx;
   const InodeRef inode = TRY(inodes_->made(directory, name, &stx));
   Owed owed{*inodes_, inode.id()};
@@ -115,14 +129,14 @@ Result<UniqueFd> Passthrough::create_file(fuse::Call& call, FdRef directory,
                                           std::optional<Name> name, const fuse::CreateArgs& args,
                                           const OpenPlan& plan) {
   mode_t mode = mode_for_create(args.mode);
-  ScopedCredentials credentials;
-  TRY(act_as_caller(call, credentials));
-  const ScopedUmask masking{call.session, args.umask, mode};
   // A file system without direct I/O says so only after it made the file: that
   // flag is set when the file is there.
   const int flags = plan.flags & ~(O_DIRECT | O_TRUNC);
-  if (!name) return sys::open_tmpfile(directory, flags | (args.flags & O_EXCL), mode);
-  return sys::openat(directory, *name, flags | O_CREAT | O_EXCL, mode);
+  return as_caller(call, directory, [&] {
+    const ScopedUmask masking{call.session, args.umask, mode};
+    if (!name) return sys::open_tmpfile(directory, flags | (args.flags & O_EXCL), mode);
+    return sys::openat(directory, *name, flags | O_CREAT | O_EXCL, mode);
+  });
 }
 
 Result<fuse::Created> Passthrough::created(fuse::Call& call, const InodeRef& directory,
@@ -148,7 +162,9 @@ Result<fuse::Created> Passthrough::created(fuse::Call& call, const InodeRef& dir
 }
 
 // CREATE of a name that turned out to be there. The guest's kernel believes the
-// file is new and checks no permission, so the open is the caller's own.
+// file is new and checks no permission, so the open is the caller's own. Where
+// that isn't enough, or the name means no file, ESTALE makes Linux look the name
+// up again (do_filp_open) and decide: follow the link, open the pipe, refuse.
 Result<fuse::Created> Passthrough::open_existing(fuse::Call& call, const InodeRef& directory,
                                                  Name name, const fuse::CreateArgs& args,
                                                  OpenPlan plan) {
@@ -156,8 +172,7 @@ Result<fuse::Created> Passthrough::open_existing(fuse::Call& call, const InodeRe
   InodeRef inode = TRY(inodes_->lookup(directory, name, 0, &stx));
   Owed owed{*inodes_, inode.id()};
   if (inode.is_directory()) return Errno{EISDIR};
-  if (inode.is_symlink()) return Errno{ELOOP};
-  if (!inode.is_regular()) return Errno{ENXIO};
+  if (!inode.is_regular()) return Errno{ESTALE};
   const FdRef path = TRY(inodes_->fd(inode));
   UniqueFd fd;
   {
@@ -168,7 +183,9 @@ Result<fuse::Created> Passthrough::open_existing(fuse::Call& call, const InodeRe
     ScopedCredentials credentials;
     if (settings_.can_switch_user)
       TRY(credentials.assume(caller, ScopedCredentials::Override::kNone));
-    fd = TRY(open_by_plan(plan, [&](int flags) { return sys::reopen(path, flags); }));
+    auto opened = open_by_plan(plan, [&](int flags) { return sys::reopen(path, flags); });
+    if (!opened && opened.error() == Errno{EACCES}) return Errno{ESTALE};
+    fd = TRY(std::move(opened));
   }
   if ((plan.flags & O_TRUNC) != 0) {
     TRY(drop_capability_xattr(fd));

@@ -181,6 +181,9 @@ class Passthrough final : public fuse::FileSystem {
   Result<> stat(fuse::Call& call, std::optional<HandleId> handle, const InodeRef& inode,
                 struct statx* out);
   Result<> set_size(fuse::Call& call, const InodeRef& inode, const fuse_setattr_in& in);
+  static bool only_kills_set_ids(const fuse::Call& call, const InodeRef& inode,
+                                 std::uint32_t valid);
+  Result<> kill_set_ids(const InodeRef& inode);
 
   // entries.cc
   template <typename Make>
@@ -192,7 +195,8 @@ class Passthrough final : public fuse::FileSystem {
                                       const fuse::CreateArgs& args, OpenPlan plan);
   Result<fuse::Created> created(fuse::Call& call, const InodeRef& directory,
                                 std::optional<Name> name, UniqueFd fd, const OpenPlan& plan);
-  Result<> act_as_caller(const fuse::Call& call, ScopedCredentials& credentials) const;
+  template <typename Make>
+  auto as_caller(const fuse::Call& call, FdRef directory, Make&& make) const -> decltype(make());
   mode_t mode_for_create(std::uint32_t mode) const;
 
   // io.cc
