@@ -69,6 +69,32 @@ TEST_F(Attributes, TruncationTakesSetIdBitsOffOnlyWhenAsked) {
 }
 
 // Without group execute it is the host's rule for who isn't in the group.
+TEST_F(Attributes, AChangeOfNothingTakesSetIdBitsOff) {
+  session_.flags |= FUSE_HANDLE_KILLPRIV_V2;
+  write_file("a", "text");
+  const NodeId a = lookup("a");
+  fuse_setattr_in nothing{};
+  const auto after = [&](mode_t mode) {
+    EXPECT_EQ(::chmod(path("a").c_str(), mode), 0);
+    auto c = call(a, ~0U, ~0U);
+    const auto out = fs().setattr(c, nothing);
+    EXPECT_TRUE(out);
+    EXPECT_EQ(out->attr.mode, host("a").st_mode);
+    return host("a").st_mode & 07777;
+  };
+  EXPECT_EQ(after(06755), 0755U);
+  EXPECT_EQ(after(04711), 0711U);
+  EXPECT_EQ(after(02745), 02745U);  // no set-group-id bit
+  EXPECT_EQ(after(01777), 01777U);
+  ::mkdir(path("d").c_str(), 0755);
+  ::chmod(path("d").c_str(), 02755);
+  auto c = call(lookup("d"));
+  ASSERT_TRUE(fs().setattr(c, nothing));
+  EXPECT_EQ(host("d").st_mode & 07777, 02755U);
+  session_.flags &= ~std::uint64_t{FUSE_HANDLE_KILLPRIV_V2};
+  EXPECT_EQ(after(06755), 06755U);  // the guest says what goes
+}
+
 TEST_F(Attributes, ANewOwnerTakesASetGroupIdBitOffThatNobodyCanUse) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
   write_file("a", "text", 02644);

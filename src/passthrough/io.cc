@@ -96,6 +96,13 @@ bool is_direct(const HandleRef& handle) {
   return (handle.open_flags() & O_DIRECT) != 0;
 }
 
+// FALLOCATE and COPY_FILE_RANGE have no flag that says whether set-id bits go. Newer guests say so
+// before, by a SETATTR, and with ALLOW_IDMAP not who asks; from older ones an ordinary user's takes
+// them off.
+bool may_have_to_kill(const fuse::Call& call) {
+  return call.caller.uid != 0 && call.caller.uid != ~0U;
+}
+
 // Nearly no file has one, and then there is none to lose. One that comes while
 // the request is served counts as coming after it.
 Result<bool> has_set_id(const HandleRef& handle) {
@@ -268,7 +275,14 @@ Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs
   } else if ((args.flags & O_APPEND) != 0 && !call.session.has(FUSE_WRITEBACK_CACHE)) {
     flags = RWF_APPEND;
   }
-  if ((handle.open_flags() & (O_DSYNC | O_DIRECT)) != 0) call.scheduler.about_to_block();
+  // RWF_DSYNC of the guest's caller: what goes through its cache is followed by an FSYNC, what
+  // doesn't has nothing but this (fuse_write_flags).
+  const bool direct = bypasses_cache() || (args.flags & O_DIRECT) != 0;
+  if (!from_cache && direct && (args.flags & ~handle.open_flags() & O_SYNC) != 0)
+    flags |= (args.flags & O_SYNC) == O_SYNC ? RWF_SYNC : RWF_DSYNC;
+  const bool is_synced = (flags & (RWF_SYNC | RWF_DSYNC)) != 0;
+  if (is_synced || (handle.open_flags() & (O_DSYNC | O_DIRECT)) != 0)
+    call.scheduler.about_to_block();
 
   // Honoured whether or not HANDLE_KILLPRIV_V2 was negotiated: direct I/O asks without it.
   ScopedWithoutFsetid killing;
@@ -330,9 +344,9 @@ Result<> Passthrough::fallocate(fuse::Call& call, const fuse_fallocate_in& in) {
   const HandleRef handle = TRY(handles_.find(HandleId{in.fh}, HandleKind::kFile, call.node));
   if (in.offset > INT64_MAX || in.length > INT64_MAX) return Errno{EFBIG};
   TRY(drop_capability_xattr(handle));
-  // With HANDLE_KILLPRIV_V2 the guest leaves it to us, and has no flag to say so.
   ScopedWithoutFsetid killing;
-  if (call.caller.uid != 0 && TRY(has_set_id(handle))) TRY(drop_fsetid(call, handle.fd(), killing));
+  if (may_have_to_kill(call) && TRY(has_set_id(handle)))
+    TRY(drop_fsetid(call, handle.fd(), killing));
   call.scheduler.about_to_block();
   return sys::fallocate(handle.fd(), static_cast<int>(in.mode), in.offset, in.length);
 }
@@ -356,8 +370,8 @@ Result<std::uint64_t> Passthrough::copy_file_range(fuse::Call& call, const fuse:
   const std::size_t length =
       static_cast<std::size_t>(std::min(args.length, std::uint64_t{INT64_MAX}));
   if (length > 0) TRY(drop_capability_xattr(to));
-  ScopedWithoutFsetid killing;  // as in fallocate
-  if (call.caller.uid != 0 && TRY(has_set_id(to))) TRY(drop_fsetid(call, to.fd(), killing));
+  ScopedWithoutFsetid killing;
+  if (may_have_to_kill(call) && TRY(has_set_id(to))) TRY(drop_fsetid(call, to.fd(), killing));
   return sys::copy_file_range(from.fd(), args.from_offset, to.fd(), args.to_offset, length);
 }
 

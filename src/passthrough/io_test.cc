@@ -175,10 +175,11 @@ TEST_F(Io, AllocatingAndCopyingTakeSetIdBitsOffForOrdinaryUsers) {
   ::chmod(path("a").c_str(), 06755);
   ASSERT_TRUE(copy(1000));
   EXPECT_EQ(host("a").st_mode & 07777, 0755U);
-  // ALLOW_IDMAP: whoever isn't told is taken for an ordinary user.
+  // ALLOW_IDMAP: the guest doesn't say who asks, but that the bits go, by a SETATTR before.
   ::chmod(path("a").c_str(), 06755);
   ASSERT_TRUE(allocate(~0U));
-  EXPECT_EQ(host("a").st_mode & 07777, 0755U);
+  ASSERT_TRUE(copy(~0U));
+  EXPECT_EQ(host("a").st_mode & 07777, 06755U);
 }
 
 // Guests without HANDLE_KILLPRIV_V2 don't ask for it.
@@ -278,6 +279,23 @@ TEST_F(Io, ADirectReadSaysThatItWaitsForTheDevice) {
   EXPECT_EQ(scheduler_.blocks, 0);
   read(a, direct, 0, 4096);
   EXPECT_EQ(scheduler_.blocks, 1);
+}
+
+// RWF_DSYNC of the guest's caller is in the request's flags, not in the file's.
+TEST_F(Io, AWriteThatPassesTheGuestsCacheIsSyncedWhenAsked) {
+  settings_.cache = CacheMode::kNone;
+  write_file("a", "");
+  const NodeId a = lookup("a");
+  const HandleId file = open(a, O_RDWR);
+  const auto blocks = [&](int flags, std::uint32_t write_flags) {
+    scheduler_.blocks = 0;
+    EXPECT_TRUE(write(a, file, "text", 0, O_RDWR | flags, write_flags));
+    return scheduler_.blocks;
+  };
+  EXPECT_EQ(blocks(0, 0), 0);
+  EXPECT_EQ(blocks(O_DSYNC, 0), 1);
+  EXPECT_EQ(blocks(O_SYNC, 0), 1);
+  EXPECT_EQ(blocks(O_DSYNC, FUSE_WRITE_CACHE), 0);
 }
 
 TEST_F(Io, OpenFlagsFollowTheCacheMode) {
