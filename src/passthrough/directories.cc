@@ -118,7 +118,9 @@ Result<> Passthrough::list(fuse::Call& call, HandleId id, std::uint64_t offset,
         std::clamp(room / ratio - room / ratio / 8, kSmallestChunk, kLargestChunk);
     const auto raw = [&]() -> Result<std::span<const std::byte>> {
       const Lock lock(state.directory_lock);
-      if (state.directory_offset != cookie) {
+      // From the start even if nothing was read yet: btrfs lists what was there when the position
+      // was last set, and a guest's rewinddir is only seen here.
+      if (cookie == 0 || state.directory_offset != cookie) {
         TRY(sys::lseek(handle.fd(), cookie, SEEK_SET));
         state.directory_offset = cookie;
       }

@@ -583,7 +583,7 @@ LockCore::~LockCore() {
 
 Result<fuse_file_lock> LockCore::get(const LockTarget& target, const fuse::LockArgs& args) {
   TRY(check(args));
-  if (args.flock || args.type == F_UNLCK) return Errno{EINVAL};
+  if (args.flock) return Errno{EINVAL};
   const Range wanted{.start = args.start, .end = args.end, .type = args.type};
   struct flock lock = kernel_lock(wanted);
   {

@@ -56,19 +56,27 @@ Result<> Passthrough::setxattr(fuse::Call& call, std::string_view name,
 Result<> Passthrough::getxattr(fuse::Call& call, std::string_view name, std::uint32_t size,
                                fuse::Body& body) {
   if (!settings_.xattr) return kNoXattrs;
+  // A guest that was promised ACLs asks for one before it lets anybody in, root too, and takes no
+  // other error for there being none (fuse_get_acl).
+  const bool must_tell = is_acl(name) && call.session.has(FUSE_POSIX_ACL);
+  const auto told = [must_tell](Errno error) {
+    return must_tell && error == Errno{EOPNOTSUPP} ? Errno{ENODATA} : error;
+  };
   const auto mapped = xattr_name(call, name);
   // A name that may not be set is a name that nothing has.
-  if (!mapped) return mapped.error() == Errno{EPERM} ? Errno{ENODATA} : mapped.error();
+  if (!mapped) return mapped.error() == Errno{EPERM} ? Errno{ENODATA} : told(mapped.error());
   const InodeRef inode = TRY(inodes_->pin(call.node));
   const FdRef fd = TRY(inodes_->fd(inode));
   if (size == 0) {
-    const std::size_t length = TRY(sys::getxattr(fd, mapped->c_str(), {}));
-    return body.put(fuse_getxattr_out{.size = static_cast<std::uint32_t>(length), .padding = 0});
+    const auto length = sys::getxattr(fd, mapped->c_str(), {});
+    if (!length) return told(length.error());
+    return body.put(fuse_getxattr_out{.size = static_cast<std::uint32_t>(*length), .padding = 0});
   }
   thread_local std::array<std::byte, XATTR_SIZE_MAX> value;
   const std::size_t room = std::min<std::size_t>(size, value.size());
-  const std::size_t length = TRY(sys::getxattr(fd, mapped->c_str(), std::span{value}.first(room)));
-  return body.put_bytes(std::span{value}.first(length));
+  const auto length = sys::getxattr(fd, mapped->c_str(), std::span{value}.first(room));
+  if (!length) return told(length.error());
+  return body.put_bytes(std::span{value}.first(*length));
 }
 
 Result<> Passthrough::listxattr(fuse::Call& call, std::uint32_t size, fuse::Body& body) {

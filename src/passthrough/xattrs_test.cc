@@ -69,6 +69,17 @@ TEST_F(Xattrs, AclsNeedToBeNegotiated) {
   EXPECT_EQ(set(lookup("a"), "system.posix_acl_default", "x").error(), Errno{ENOTSUP});
 }
 
+// As with a file system without ACLs: a guest that was promised them would let nobody in.
+TEST_F(Xattrs, NoAclIsNotAnErrorWhereThereCanBeNone) {
+  ASSERT_EQ(::symlink("x", path("link").c_str()), 0);  // no file system has them on links
+  const NodeId link = lookup("link");
+  session_.flags |= FUSE_POSIX_ACL;
+  for (const char* acl : {"system.posix_acl_access", "system.posix_acl_default"}) {
+    EXPECT_EQ(get(link, acl).error(), Errno{ENODATA}) << acl;
+    EXPECT_EQ(get(link, acl, 0).error(), Errno{ENODATA}) << acl;
+  }
+}
+
 TEST_F(Xattrs, OverlongNamesAreRefused) {
   write_file("a", "");
   EXPECT_EQ(set(lookup("a"), "user." + std::string(300, 'x'), "").error(), Errno{ERANGE});
