@@ -171,7 +171,10 @@ class Crew::Hand final : public fuse::Scheduler {
  private:
   void give_place_away() {
     if (leads_) leads_ = !crew_.give_lead_away(state_);
-    if (std::exchange(helps_, false)) crew_.stop_helping();
+    if (std::exchange(helps_, false)) {
+      crew_.stop_helping();
+      crew_.tell_driver();
+    }
     // What sleeps in the kernel needs no processor.
     if (!leads_) leave_place();
   }
@@ -385,6 +388,11 @@ bool Crew::depose(std::uint64_t state) {
   }
   if (pass_lead(state) != Passed::kThreadMissing) return true;
   return add_thread();
+}
+
+void Crew::remind() {
+  Lock lock(mutex_);
+  if (lead_wanted_ && idle_ != 0) changed_.notify_all();
 }
 
 // What was published so far must wait neither for a new leader nor for a request that is stuck.
@@ -632,7 +640,7 @@ bool Crew::wait_for_work() {
     help_policy_.idled(Clock::now() - begun);
     if (stopping_.load(std::memory_order_acquire)) return false;
     std::uint64_t nudges = 0;
-    if (events[0].data.u64 == kStop || (count == 2 && events[1].data.u64 == kStop))
+    if ((count > 0 && events[0].data.u64 == kStop) || (count == 2 && events[1].data.u64 == kStop))
       (void)!::read(stop_event_.number(), &nudges, sizeof nudges);
     if (kick_queues_bytes_) sys::drain_event(kick_->ref());
     queue_.suppress_kicks();

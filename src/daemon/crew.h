@@ -77,6 +77,8 @@ class Crew {
   // Takes the lead from a leader that is still in `state` and gives it to another thread.
   // False when it now lacks a thread to take it: add_thread again soon.
   bool depose(std::uint64_t state);
+  // Wakes whoever should have taken a vacant lead by now.
+  void remind();
   // Makes the thread that pass_lead found missing. Watchdog or session thread:
   // threads that serve requests may not make threads.
   // False when the system has none to give.

@@ -92,8 +92,14 @@ void Queue::set_kick(UniqueFd fd) {
 Result<> Queue::set_call(UniqueFd fd) {
   std::shared_ptr<const sys::Notifier> next;
   if (fd) next = std::make_shared<const sys::Notifier>(TRY(sys::Notifier::make(std::move(fd))));
-  Lock lock(mutex_);
-  call_.swap(next);
+  std::shared_ptr<const sys::Notifier> call = next;
+  {
+    Lock lock(mutex_);
+    call_.swap(next);
+    if (!serving()) return {};
+  }
+  // A signal may be on its way to the one before, which its reader has left already.
+  if (call != nullptr) call->notify();
   return {};
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include "virtio/queue.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -37,6 +39,28 @@ TEST(Queue, IsReadyWhenEverythingIsThere) {
   queue.reset();
   EXPECT_FALSE(queue.ready());
   EXPECT_FALSE(queue.running());
+}
+
+// QEMU changes it while requests are served, when the guest masks and unmasks its interrupt.
+TEST(Queue, WhoBringsACallDescriptorLaterMissesNothing) {
+  TestMemory memory;
+  Queue queue{0};
+  const auto call_made = [&] {
+    UniqueFd call{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    UniqueFd ours{::fcntl(call.number(), F_DUPFD_CLOEXEC, 0)};
+    EXPECT_TRUE(queue.set_call(std::move(call)));
+    std::uint64_t count = 0;
+    return ::read(ours.number(), &count, sizeof count) == sizeof count;
+  };
+  EXPECT_FALSE(call_made()) << "nothing runs yet";
+  ASSERT_TRUE(queue.set_size(4));
+  ASSERT_TRUE(queue.set_addresses(TestDriver::addresses()));
+  queue.set_memory(memory.table());
+  queue.set_kick(UniqueFd{});
+  queue.set_enabled(true);
+  ASSERT_TRUE(queue.start());
+  EXPECT_TRUE(call_made());
+  EXPECT_TRUE(queue.set_call(UniqueFd{}));
 }
 
 TEST(Queue, RefusesSizesAndAddressesThatCanNotBe) {
