@@ -52,6 +52,18 @@ def end(process):
     process.wait()
 
 
+def threads_of(process):
+    """What each thread of its group does: name, state, processor time (ticks), and where it waits."""
+    lines = []
+    for path in sorted(Path("/proc").glob("[0-9]*/task/[0-9]*")):
+        with contextlib.suppress(OSError, IndexError):
+            words = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(words[2]) == process.pid:
+                lines.append(f"{path.name} {(path / 'comm').read_text().strip()}: {words[0]}, "
+                             f"{words[11]}+{words[12]} ticks, {(path / 'wchan').read_text()}")
+    return "\n".join(lines)
+
+
 class Daemon:
     """A daemon that serves `share`, ready for its front-end when the constructor returns.
 
@@ -184,7 +196,9 @@ class Guest:
                 what = ("went away" if readable else "has lost its daemon"
                         if self.daemon.process.poll() is not None else "is out of time")
                 raise Failed(f"the {self.kind} guest {what}.\nIts console:\n{tail(self.console)}\n"
-                             f"The daemon:\n{tail(self.daemon.log)}")
+                             f"Its threads:\n{threads_of(self._process)}\n"
+                             f"The daemon:\n{tail(self.daemon.log)}\n"
+                             f"Its threads:\n{threads_of(self.daemon.process)}")
             self._received += data
         line, self._received = self._received.split(b"\n", 1)
         return line.decode().strip("\r")
