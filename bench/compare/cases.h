@@ -4,19 +4,16 @@
 // sees it, the same work as plain system calls, and what we want to reach.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include "bench/compare/engine.h"
+#include "bench/compare/native.h"
 #include "bench/compare/share.h"
 
 namespace virtiofsd::bench {
-
-// The same work in this process: call it again and again.
-using Native = std::function<void()>;
 
 inline constexpr std::uint32_t kMostReaddirBytes = 128U << 10;
 
@@ -38,7 +35,7 @@ struct CaseRow {
   std::string_view name;
   std::string_view what;
   std::uint32_t data_bytes;  // pages a worker needs
-  unsigned requests;         // of one operation; 0: many
+  Turns turns;               // of one operation; 0: many
   bool forgets;              // uses the high-priority queue
   unsigned most_depth;       // beyond, an operation takes too long
   bool quick;                // part of the smoke run

@@ -124,21 +124,21 @@ void measure_floors(std::span<Cell> cells, const CaseRow& row, Share& share, dou
   for (Cell& cell : cells) {
     cell.runs["native"].push_back(alone);
     const Setting& setting = cell.setting;
-    if (row.requests == 0) continue;
+    if (row.turns.count == 0) continue;
     if (setting.depth > 1) {
       // One queue, a driver that sleeps, placed by the scheduler.
       if (setting.queues > 1 || setting.waiting == Waiting::kPoll || setting.place != Place::kAny ||
           processors().size() < 2)
         continue;
       // As long as a daemon's: it takes a while until the first slow wake-ups are over.
-      cell.runs["floor"].push_back(from_timed(
-          time_in_flight(native, row.requests, setting.depth, nanoseconds(2 * seconds))));
+      cell.runs["floor"].push_back(
+          from_timed(time_in_flight(native, row.turns, setting.depth, nanoseconds(2 * seconds))));
       continue;
     }
     const Timed floor =
         setting.waiting == Waiting::kPoll
-            ? time_spinning(native, row.requests, nanoseconds(seconds / 2))
-            : time_eventfd(native, row.requests, setting.place, nanoseconds(seconds / 2));
+            ? time_spinning(native, row.turns, nanoseconds(seconds / 2))
+            : time_eventfd(native, row.turns, setting.place, nanoseconds(seconds / 2));
     cell.runs["floor"].push_back(from_timed(floor));
   }
 }

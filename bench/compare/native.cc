@@ -334,14 +334,15 @@ std::uint64_t hear(const UniqueFd& fd) {
   return what;
 }
 
-// `ask` does one operation's round trips. The histogram gets each operation's time.
+// `ask` does one round trip. The histogram gets each operation's time.
 template <typename Ask>
-Timed time_asking(std::uint64_t nanoseconds, Ask&& ask) {
+Timed time_asking(Turns turns, std::uint64_t nanoseconds, Ask&& ask) {
   Timed timed;
   const std::uint64_t begun = now_ns();
   std::uint64_t before = begun;
-  while (before < begun + nanoseconds) {
-    ask();
+  for (unsigned turn = 0; before < begun + nanoseconds; turn = (turn + 1) % turns.count) {
+    ask(turns.does_work(turn));
+    if (!turns.ends_one(turn)) continue;
     const std::uint64_t after = now_ns();
     timed.latencies.record(after - before);
     before = after;
@@ -354,8 +355,7 @@ constexpr std::uint64_t kWork = 1, kNothing = 2, kEnd = 3;
 
 }  // namespace
 
-Timed time_eventfd(const Native& native, unsigned requests, Place place,
-                   std::uint64_t nanoseconds) {
+Timed time_eventfd(const Native& native, Turns turns, Place place, std::uint64_t nanoseconds) {
   const UniqueFd kick{eventfd(0, EFD_CLOEXEC)};
   const UniqueFd call{eventfd(0, EFD_CLOEXEC)};
   clockid_t clock{};
@@ -370,15 +370,13 @@ Timed time_eventfd(const Native& native, unsigned requests, Place place,
   });
   must(pthread_getcpuclockid(other.native_handle(), &clock) == 0, "pthread_getcpuclockid");
   move_thread(0, place, false);
-  const auto ask = [&] {
-    for (unsigned i = 0; i < requests; ++i) {
-      tell(kick, i == 0 ? kWork : kNothing);
-      hear(call);
-    }
+  const auto ask = [&](bool works) {
+    tell(kick, works ? kWork : kNothing);
+    hear(call);
   };
-  for (int i = 0; i < 16; ++i) ask();
+  for (int i = 0; i < 16; ++i) ask(true);
   const std::uint64_t cpu = read_clock(clock);
-  Timed timed = time_asking(nanoseconds, ask);
+  Timed timed = time_asking(turns, nanoseconds, ask);
   timed.cpu_seconds = static_cast<double>(read_clock(clock) - cpu) / 1e9;
   tell(kick, kEnd);
   other.join();
@@ -386,7 +384,7 @@ Timed time_eventfd(const Native& native, unsigned requests, Place place,
   return timed;
 }
 
-Timed time_spinning(const Native& native, unsigned requests, std::uint64_t nanoseconds) {
+Timed time_spinning(const Native& native, Turns turns, std::uint64_t nanoseconds) {
   struct alignas(64) Word {
     std::atomic<std::uint64_t> value{0};
   };
@@ -403,15 +401,13 @@ Timed time_spinning(const Native& native, unsigned requests, std::uint64_t nanos
   });
   move_thread(0, Place::kApart, false);
   std::uint64_t turn = 0;
-  const auto ask = [&] {
-    for (unsigned i = 0; i < requests; ++i) {
-      ++turn;
-      kick.value.store(turn << 2 | (i == 0 ? kWork : kNothing), std::memory_order_release);
-      while (call.value.load(std::memory_order_acquire) != turn) pause_cpu();
-    }
+  const auto ask = [&](bool works) {
+    ++turn;
+    kick.value.store(turn << 2 | (works ? kWork : kNothing), std::memory_order_release);
+    while (call.value.load(std::memory_order_acquire) != turn) pause_cpu();
   };
-  for (int i = 0; i < 16; ++i) ask();
-  const Timed timed = time_asking(nanoseconds, ask);
+  for (int i = 0; i < 16; ++i) ask(true);
+  const Timed timed = time_asking(turns, nanoseconds, ask);
   kick.value.store(++turn << 2 | kEnd, std::memory_order_release);
   other.join();
   move_thread(0, Place::kAny, false);
@@ -422,9 +418,12 @@ namespace {
 
 enum class Telling : std::uint8_t { kEach, kAll };
 
-// Requests are answered in the order they are handed out, so number i is of operation i % depth.
-Timed time_hand_outs(const Native& native, unsigned requests, unsigned depth, Telling telling,
+// Requests are answered in the order they are handed out, so number i is of slot i % depth.
+Timed time_hand_outs(const Native& native, Turns turns, unsigned depth, Telling telling,
                      std::uint64_t nanoseconds) {
+  const auto turn_of = [&](std::uint64_t i) {
+    return static_cast<unsigned>(i / depth % turns.count);
+  };
   struct alignas(64) Word {
     std::atomic<std::uint64_t> value{0};
   };
@@ -439,7 +438,7 @@ Timed time_hand_outs(const Native& native, unsigned requests, unsigned depth, Te
         pause_cpu();
         continue;
       }
-      if (i / depth % requests == 0) native();
+      if (turns.does_work(turn_of(i))) native();
       done.value.store(++i, std::memory_order_seq_cst);
       if ((telling == Telling::kEach || i == until) &&
           sleeping.value.load(std::memory_order_seq_cst) != 0 &&
@@ -465,7 +464,7 @@ Timed time_hand_outs(const Native& native, unsigned requests, unsigned depth, Te
     }
     now = now_ns();
     for (; seen != until; ++seen) {
-      if (seen / depth % requests != requests - 1) continue;
+      if (!turns.ends_one(turn_of(seen))) continue;
       timed.latencies.record(now - begun[seen % depth]);
       begun[seen % depth] = now;
     }
@@ -479,13 +478,12 @@ Timed time_hand_outs(const Native& native, unsigned requests, unsigned depth, Te
 
 }  // namespace
 
-Timed time_in_flight(const Native& native, unsigned requests, unsigned depth,
-                     std::uint64_t nanoseconds) {
+Timed time_in_flight(const Native& native, Turns turns, unsigned depth, std::uint64_t nanoseconds) {
   const auto rate = [](const Timed& timed) {
     return static_cast<double>(timed.latencies.total()) / timed.seconds;
   };
-  Timed each = time_hand_outs(native, requests, depth, Telling::kEach, nanoseconds);
-  Timed all = time_hand_outs(native, requests, depth, Telling::kAll, nanoseconds);
+  Timed each = time_hand_outs(native, turns, depth, Telling::kEach, nanoseconds);
+  Timed all = time_hand_outs(native, turns, depth, Telling::kAll, nanoseconds);
   return rate(each) > rate(all) ? each : all;
 }
 

@@ -42,6 +42,20 @@ Native native_write_1m(Share& share);
 Native native_fsync(Share& share);
 Native native_mix(Share& share);
 
+// Round trips: of `count` for so many operations the first do the work, one each, and the last
+// ends with the last of them.
+struct Turns {
+  constexpr Turns(unsigned trips,
+                  unsigned for_operations = 1)  // NOLINT(google-explicit-constructor)
+      : count(trips), operations(for_operations) {}
+  bool does_work(unsigned turn) const { return turn < operations; }
+  bool ends_one(unsigned turn) const { return turn + 1 < operations || turn + 1 == count; }
+  double of_one() const { return static_cast<double>(count) / operations; }
+
+  unsigned count;
+  unsigned operations;
+};
+
 struct Timed {
   Histogram latencies;  // nanoseconds
   double seconds = 0;
@@ -51,17 +65,15 @@ struct Timed {
 // The calls alone, one after the other.
 Timed time_native(const Native& native, std::uint64_t nanoseconds);
 
-// A second thread does the call when told by eventfd and answers by eventfd;
-// of `requests` round trips for one operation the first does the work.
-Timed time_eventfd(const Native& native, unsigned requests, Place place, std::uint64_t nanoseconds);
+// A second thread does the call when told by eventfd and answers by eventfd.
+Timed time_eventfd(const Native& native, Turns turns, Place place, std::uint64_t nanoseconds);
 
 // The same with two words in memory, both threads spinning on processors of their own.
-Timed time_spinning(const Native& native, unsigned requests, std::uint64_t nanoseconds);
+Timed time_spinning(const Native& native, Turns turns, std::uint64_t nanoseconds);
 
 // `depth` operations in flight. The second thread spins for requests and does them in turn; the
 // first hands out all it can, then sleeps until it is told by eventfd: after each request, or once
 // nothing waits, whichever is faster. A request costs no more than two counters in memory.
-Timed time_in_flight(const Native& native, unsigned requests, unsigned depth,
-                     std::uint64_t nanoseconds);
+Timed time_in_flight(const Native& native, Turns turns, unsigned depth, std::uint64_t nanoseconds);
 
 }  // namespace virtiofsd::bench

@@ -139,7 +139,7 @@ Verdict judge(const Report& report, const Cell& cell) {
     if (cell.setting.waiting == Waiting::kEvent && cell.setting.place == Place::kOne) {
       verdict.floor_wanted = 1.3;
     } else if (cell.setting.waiting == Waiting::kPoll && cell.setting.place == Place::kApart) {
-      verdict.floor_wanted = (floor->p50 + 2.0 * cell.row->requests) / floor->p50;
+      verdict.floor_wanted = (floor->p50 + 2.0 * cell.row->turns.of_one()) / floor->p50;
     }
     verdict.beyond_floor = own->p50 / floor->p50;
   }
