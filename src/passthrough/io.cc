@@ -122,16 +122,13 @@ Passthrough::OpenPlan Passthrough::plan_open(const fuse::Call& call,
   plan.flags = asked & (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC);
   if (settings_.allow_direct_io) plan.flags |= asked & O_DIRECT;
   if (settings_.preserve_noatime) plan.flags |= asked & O_NOATIME;
-  if (call.session.has(FUSE_WRITEBACK_CACHE)) {
-    // The guest's cache reads what surrounds a partial write, and it knows where the end is.
-    if ((asked & O_ACCMODE) == O_WRONLY) {
-      plan.flags = (plan.flags & ~O_ACCMODE) | O_RDWR;
-      plan.widened = true;
-    }
-  } else {
-    // Appending is said write by write (RWF_APPEND), so that pages written back
-    // from a mapping, FALLOCATE and COPY_FILE_RANGE go where they belong.
-    plan.may_append = (asked & O_APPEND) != 0;
+  // Appending is said write by write (RWF_APPEND), so that pages written back
+  // from a mapping, FALLOCATE and COPY_FILE_RANGE go where they belong.
+  plan.may_append = (asked & O_APPEND) != 0;
+  // A cache that writes back reads what surrounds a partial write, and it knows where the end is.
+  if (call.session.has(FUSE_WRITEBACK_CACHE) && (asked & O_ACCMODE) == O_WRONLY) {
+    plan.flags = (plan.flags & ~O_ACCMODE) | O_RDWR;
+    plan.widened = true;
   }
   return plan;
 }
@@ -144,7 +141,9 @@ std::uint32_t Passthrough::file_open_flags(const fuse::Call& call, const OpenPla
   // Direct writes that don't grow the file needn't wait for each other: the
   // host's file system orders them.
   std::uint32_t flags = FOPEN_PARALLEL_DIRECT_WRITES;
-  if (bypasses_cache()) flags |= FOPEN_DIRECT_IO;
+  // What an append-only file has in the cache could not be written back.
+  const bool appends_only = call.session.has(FUSE_WRITEBACK_CACHE) && (plan.flags & O_APPEND) != 0;
+  if (bypasses_cache() || appends_only) flags |= FOPEN_DIRECT_IO;
   if (settings_.cache == CacheMode::kAlways) flags |= FOPEN_KEEP_CACHE;
   // A close has nothing to tell about a file that was only read, unless it drops locks.
   if ((plan.flags & O_ACCMODE) == O_RDONLY && !call.session.has(FUSE_POSIX_LOCKS))

@@ -281,6 +281,24 @@ TEST_F(Io, ADirectReadSaysThatItWaitsForTheDevice) {
   EXPECT_EQ(scheduler_.blocks, 1);
 }
 
+TEST_F(Io, AnAppendOnlyFileIsAppendedToPastACacheThatWritesBack) {
+  session_.flags |= FUSE_WRITEBACK_CACHE;
+  write_file("log", "one ");
+  const UniqueFd log{::open(path("log").c_str(), O_RDONLY | O_CLOEXEC)};
+  const auto mark = [&](int flags) { return ::ioctl(log.number(), FS_IOC_SETFLAGS, &flags) == 0; };
+  if (!mark(FS_APPEND_FL)) GTEST_SKIP() << "no append-only files here";
+  const NodeId node = lookup("log");
+  const auto opened = try_open(node, O_WRONLY | O_APPEND);
+  EXPECT_TRUE(opened);
+  if (opened) {
+    EXPECT_NE(opened->open_flags & FOPEN_DIRECT_IO, 0U);
+    EXPECT_TRUE(write(node, HandleId{opened->fh}, "two", 4, O_WRONLY | O_APPEND));
+  }
+  EXPECT_EQ(try_open(node, O_WRONLY).error(), Errno{EPERM});
+  EXPECT_TRUE(mark(0));
+  EXPECT_EQ(read_file("log"), "one two");
+}
+
 // RWF_DSYNC of the guest's caller is in the request's flags, not in the file's.
 TEST_F(Io, AWriteThatPassesTheGuestsCacheIsSyncedWhenAsked) {
   settings_.cache = CacheMode::kNone;

@@ -86,7 +86,9 @@ Result<> Passthrough::listxattr(fuse::Call& call, std::uint32_t size, fuse::Body
   thread_local std::array<char, XATTR_LIST_MAX> host;
   std::string_view rest{host.data(), TRY(sys::listxattr(fd, host))};
 
-  // What the guest may see, under its names; the length alone is told of the same list.
+  // What the guest may see, under its names; the length alone is told of the same list. (With
+  // ALLOW_IDMAP the guest doesn't say who asks.)
+  const bool is_ordinary_user = call.caller.uid != 0 && call.caller.uid != ~0U;
   std::string names;
   while (!rest.empty()) {
     const std::string_view name = rest.substr(0, rest.find('\0'));
@@ -94,6 +96,8 @@ Result<> Passthrough::listxattr(fuse::Call& call, std::uint32_t size, fuse::Body
     std::optional<std::string> shown{std::string{name}};
     if (settings_.xattr_map) shown = settings_.xattr_map->to_client(name);
     if (!shown || (is_acl(*shown) && !call.session.has(FUSE_POSIX_ACL))) continue;
+    // As the kernel does where it knows the caller (simple_xattr_list and its like).
+    if (is_ordinary_user && shown->starts_with("trusted.")) continue;
     names += *shown;
     names += '\0';
   }

@@ -134,6 +134,23 @@ TEST_F(Xattrs, ARenamedCapabilityGoesWhenTheFileChanges) {
   EXPECT_FALSE(has("open"));
 }
 
+TEST_F(Xattrs, TrustedOnesAreNotShownToOrdinaryUsers) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  write_file("a", "");
+  const NodeId a = lookup("a");
+  const auto made = set(a, "trusted.secret", "x");
+  if (!made && made.error() == Errno{EOPNOTSUPP}) GTEST_SKIP() << "no trusted xattrs here";
+  ASSERT_TRUE(made);
+  const auto names_for = [&](std::uint32_t uid) {
+    auto c = call(a, uid, uid);
+    Answer answer{4096};
+    EXPECT_TRUE(fs().listxattr(c, 4096, answer.body));
+    return answer.gathered();
+  };
+  EXPECT_EQ(names_for(0), std::string("trusted.secret\0", 15));
+  EXPECT_EQ(names_for(1000), "");
+}
+
 TEST_F(Xattrs, OfLinksAndPipesAreTheirOwn) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
   write_file("target", "");
