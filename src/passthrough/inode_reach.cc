@@ -20,13 +20,13 @@ constexpr int kMostSteps = 64;
 
 }  // namespace
 
-std::uint32_t InodeStore::State::demote_some(std::uint32_t most_refused) {
+std::uint32_t InodeStore::State::demote_some(std::uint32_t most_cost) {
   const std::uint32_t used = inodes.used();
   std::uint32_t demoted = 0;
-  std::uint32_t refused = 0;
+  std::uint32_t cost = 0;
   // Two rounds at most: the first may only clear the touched marks.
   const std::uint32_t steps = std::min<std::uint32_t>(used * 2, 4096);
-  for (std::uint32_t step = 0; step < steps && demoted < kDemotionBatch && refused < most_refused;
+  for (std::uint32_t step = 0; step < steps && demoted < kDemotionBatch && cost < most_cost;
        ++step) {
     const std::uint32_t slot = hand.fetch_add(1, std::memory_order_relaxed) % used;
     if (slot <= kRootSlot) continue;
@@ -35,16 +35,31 @@ std::uint32_t InodeStore::State::demote_some(std::uint32_t most_refused) {
     if (record.fd.load(std::memory_order_relaxed) < 0) continue;
     if (record.opens.load(std::memory_order_relaxed) != 0) continue;
     if (record.touched.exchange(0, std::memory_order_relaxed) != 0) continue;
-    ++(demote(slot) ? demoted : refused);
+    switch (demote(slot)) {
+      case Demoted::kYes:
+        ++demoted;
+        break;
+      case Demoted::kTooYoung:
+        ++cost;
+        break;
+      case Demoted::kNo:
+        cost += kDemotionCall;
+        break;
+    }
   }
-  if (demoted == 0 && refused != 0) demotion_pause.store(kDemotionPause, std::memory_order_relaxed);
+  if (demoted == 0 && cost >= most_cost)
+    demotion_pause.store(kDemotionPause, std::memory_order_relaxed);
   return demoted;
 }
 
-bool InodeStore::State::demote(std::uint32_t slot) {
+InodeStore::State::Demoted InodeStore::State::demote(std::uint32_t slot) {
   InodeRecord& record = at(slot);
   const NodeId id = id_of(slot);
-  if (!try_pin(id)) return false;
+  if (!try_pin(id)) return Demoted::kNo;
+  if (!settings.use_file_handles && !identity_of(record).lasts()) {
+    unpin(slot);
+    return Demoted::kTooYoung;
+  }
   const std::uint64_t hash = identity_of(record).hash();
   const bool can_return = prove_return(slot);
   const NodeId parent{record.parent.load(std::memory_order_relaxed)};
@@ -67,10 +82,10 @@ bool InodeStore::State::demote(std::uint32_t slot) {
   }
   if (!closes) {
     count_cold(parent, -1);
-    return false;
+    return Demoted::kNo;
   }
   hot.fetch_sub(1, std::memory_order_relaxed);
-  return true;
+  return Demoted::kYes;
 }
 
 bool InodeStore::State::prove_return(std::uint32_t slot) {

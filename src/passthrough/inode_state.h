@@ -43,6 +43,10 @@ namespace virtiofsd {
 inline constexpr std::uint32_t kRootSlot = 1;
 inline constexpr std::size_t kMaxDepth = 1U << 16;  // of a walk from a cold inode up to a hot one
 inline constexpr std::uint32_t kDemotionBatch = 32;
+// What may be spent in vain before the next one has to wait: of this a record costs 1 that is too
+// young, which needs no system call, and others that stay cost kDemotionCall.
+inline constexpr std::uint32_t kDemotionCost = 256;
+inline constexpr std::uint32_t kDemotionCall = 8;
 // New descriptors over the budget before it is tried again to let others go, when that didn't help.
 inline constexpr std::uint32_t kDemotionPause = 16;
 inline constexpr Errno kMovedMeanwhile{EAGAIN};
@@ -223,13 +227,15 @@ struct InodeStore::State {
     if (hot.load(std::memory_order_relaxed) <= settings.descriptor_budget) return;
     const std::uint32_t pause = demotion_pause.load(std::memory_order_relaxed);
     if (pause != 0) return demotion_pause.store(pause - 1, std::memory_order_relaxed);
-    demote_some(kDemotionBatch);
+    demote_some(kDemotionCost);
   }
 
-  // Lets a batch go; ends early after so many that can't be found again. How many it was.
-  std::uint32_t demote_some(std::uint32_t most_refused);
+  // Lets a batch go; ends early when looking for what can be found again has cost so much. How many
+  // it was.
+  std::uint32_t demote_some(std::uint32_t most_cost);
 
-  bool demote(std::uint32_t slot);
+  enum class Demoted : std::uint8_t { kYes, kTooYoung, kNo };
+  Demoted demote(std::uint32_t slot);
 
   // Whether a kernel file handle leads to it.
   bool has_handle(std::uint32_t slot) {
