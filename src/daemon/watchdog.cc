@@ -98,8 +98,8 @@ void Watchdog::run() {
           alert = kAlertTicks;
           if (!watched.crew->depose(now)) growing_.push_back(watched.crew);
         } else if (!Crew::is_waiting(now)) {
-          // The lead is taken in no time. glibc's conditions were known to lose a wake-up (its bug
-          // 25847, mended in 2.41), and this one nobody would repeat.
+          // A vacant lead is taken in no time. glibc's conditions are known to lose a wake-up (its
+          // bug 25847), and this one nobody else would repeat.
           watched.crew->remind();
         }
         continue;

@@ -105,35 +105,24 @@ Result<> Passthrough::set_size(fuse::Call& call, const InodeRef& inode, const fu
 }
 
 // Linux changes a file's set-id bits by a request that asks for nothing else, for it leaves to us
-// which ones go (fuse_setattr): before an ordinary user's FALLOCATE, or for chown(file, -1, -1).
+// which ones go (fuse_setattr): before an ordinary user's FALLOCATE, or for chown(file, -1, -1),
+// which is what the host's kernel is asked then.
 bool Passthrough::only_kills_set_ids(const fuse::Call& call, const InodeRef& inode,
                                      std::uint32_t valid) {
   constexpr std::uint32_t kSayHow = FATTR_FH | FATTR_LOCKOWNER | FATTR_CTIME;
   return (valid & ~kSayHow) == 0 && inode.is_regular() && call.session.has(FUSE_HANDLE_KILLPRIV_V2);
 }
 
-Result<> Passthrough::kill_set_ids(const InodeRef& inode) {
-  UNINITIALIZED struct statx stx;
-  TRY(inodes_->stat(inode, STATX_MODE, &stx));
-  mode_t mode = stx.stx_mode & 07777;
-  mode &= ~static_cast<mode_t>(S_ISUID);
-  // Without group execute it is no set-group-id bit.
-  if ((mode & S_IXGRP) != 0) mode &= ~static_cast<mode_t>(S_ISGID);
-  if (mode == (stx.stx_mode & 07777)) return {};
-  return sys::chmod(TRY(inodes_->fd(inode)), mode);
-}
-
 // The order is the one in which nothing undoes what came before it: an owner
 // change and a truncation take set-id bits off, and all of them set the times.
 Result<fuse_attr_out> Passthrough::setattr(fuse::Call& call, const fuse_setattr_in& in) {
   const InodeRef inode = TRY(inodes_->pin(call.node));
-  if (only_kills_set_ids(call, inode, in.valid)) TRY(kill_set_ids(inode));
   if ((in.valid & FATTR_MODE) != 0) {
     if (inode.is_symlink()) return Errno{EOPNOTSUPP};  // a link's mode means nothing
     const FdRef fd = TRY(inodes_->fd(inode));
     TRY(sys::chmod(fd, in.mode & 07777));
   }
-  if ((in.valid & (FATTR_UID | FATTR_GID)) != 0) {
+  if ((in.valid & (FATTR_UID | FATTR_GID)) != 0 || only_kills_set_ids(call, inode, in.valid)) {
     const auto unchanged = static_cast<uid_t>(-1);
     uid_t uid = unchanged;
     gid_t gid = unchanged;

@@ -35,8 +35,8 @@ class ScopedCredentials {
  public:
   enum class Override : std::uint8_t {
     kNone,
-    // Keeps CAP_DAC_OVERRIDE: the guest didn't tell the caller's groups, so
-    // the host can't know that one of them allows what the guest's kernel let pass.
+    // Keeps CAP_DAC_OVERRIDE: the guest didn't tell all that its kernel let the caller pass for
+    // (groups, capabilities), so the host can't know.
     kDac,
   };
 

@@ -224,7 +224,6 @@ Result<InodeRef> InodeStore::lookup(const InodeRef& directory, Name name, int fl
   if (const auto known = state.find(identity, 1)) {
     InodeRef found{this, *known};
     state.note_name(*known, parent, name);
-    state.note_links(*known, out->stx_nlink);
     return found;
   }
   if (!identity.lasts()) return made(directory, name, out);

@@ -183,7 +183,6 @@ class Passthrough final : public fuse::FileSystem {
   Result<> set_size(fuse::Call& call, const InodeRef& inode, const fuse_setattr_in& in);
   static bool only_kills_set_ids(const fuse::Call& call, const InodeRef& inode,
                                  std::uint32_t valid);
-  Result<> kill_set_ids(const InodeRef& inode);
 
   // entries.cc
   template <typename Make>

@@ -42,6 +42,7 @@ class Notifier {
 
   void notify() const;
   FdRef ref() const { return fd_.ref(); }
+  bool is_socket() const { return kind_ == Kind::kSocket; }
 
  private:
   enum class Kind : std::uint8_t { kNonBlocking, kBlocking, kPipe, kSocket };

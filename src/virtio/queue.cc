@@ -98,8 +98,10 @@ Result<> Queue::set_call(UniqueFd fd) {
     call_.swap(next);
     if (!serving()) return {};
   }
-  // A signal may be on its way to the one before, which its reader has left already.
-  if (call != nullptr) call->notify();
+  // A signal may be on its way to the one before, which its reader has left already. (Who uses
+  // sockets sets them once, before the ring runs; and one may be the VMM's end of our
+  // conversation.)
+  if (call != nullptr && !call->is_socket()) call->notify();
   return {};
 }
 

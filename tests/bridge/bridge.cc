@@ -207,6 +207,7 @@ int main_of(int argc, char** argv) {
     queues = static_cast<unsigned>(std::atoi(argv[at + 1]));
     at += 2;
   }
+  if (queues < 1 || queues > 64) fail("-q takes 1 to 64");
   if (argc < at + 4) fail("bridge [-q QUEUES] MOUNTPOINT DAEMON [OPTION...] -- COMMAND...");
   const char* const mountpoint = argv[at++];
   DaemonOptions how;

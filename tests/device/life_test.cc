@@ -151,7 +151,7 @@ TEST_F(Life, MoreInodesThanDescriptorsAreServed) {
     tree().write("dir/more" + std::to_string(i), "");
     EXPECT_DONE(fuse().lookup(dir, "more" + std::to_string(i)));
   }
-  EXPECT_LT(daemon().usage().descriptors, 300U);
+  EXPECT_LT(daemon().usage().descriptors, 200U);
   for (int i = 0; i < kFiles; i += 7) {
     const auto number = static_cast<std::size_t>(i);
     const std::string name = std::to_string(i);
