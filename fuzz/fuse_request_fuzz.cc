@@ -104,7 +104,7 @@ class Guest {
     auto answer_pieces = pieces_of(answer, piece);
     const std::uint32_t used =
         dispatcher_.serve(SharedBytes{request_pieces, request.size()},
-                          SharedBytes{answer_pieces, room}, faulted, scheduler_, scratch_);
+                          SharedBytes{answer_pieces, room}, {.faulted = faulted}, scheduler_, scratch_);
     CHECK(request == sent);
     CHECK(used <= room);
     CHECK(std::all_of(answer.begin() + used, answer.end(),

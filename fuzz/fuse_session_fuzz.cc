@@ -681,7 +681,7 @@ class Session {
     auto reply_pieces = pieces_of(reply);
     const std::uint32_t used =
         dispatcher_->serve(SharedBytes{request_pieces, request.size()},
-                           SharedBytes{reply_pieces, room}, faulted, scheduler_, scratch_);
+                           SharedBytes{reply_pieces, room}, {.faulted = faulted}, scheduler_, scratch_);
     CHECK(used <= room);
     CHECK(std::all_of(reply.begin() + used, reply.end(),
                       [](std::byte b) { return b == kUntouched; }));

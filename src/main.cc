@@ -3,24 +3,32 @@
 // Start-up as a story: read the command line, check everything that can be
 // checked, become three processes, give up what isn't needed, open the socket,
 // and serve one VMM until it leaves.
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "base/log.h"
 #include "cli/options.h"
 #include "daemon/device.h"
+#include "daemon/device_journal.h"
 #include "daemon/listener.h"
 #include "daemon/supervisor.h"
 #include "fuse/dispatcher.h"
 #include "memory/sigbus.h"
 #include "passthrough/passthrough.h"
 #include "sandbox/sandbox.h"
+#include "state/arena.h"
+#include "state/plan.h"
+#include "sys/sockets.h"
 #include "vhost_user/session.h"
 
 namespace virtiofsd {
@@ -47,9 +55,10 @@ fuse::Offer offer(const cli::Options& options) {
   return offer;
 }
 
-Passthrough::Settings passthrough_settings(const cli::Options& options,
-                                           const sandbox::Entered& sandbox,
-                                           std::uint64_t descriptor_limit) {
+Passthrough::Settings passthrough_settings(const cli::Options& options, const WorkerStart& start,
+                                           std::uint64_t descriptor_limit,
+                                           const std::shared_ptr<Arena>& arena) {
+  const sandbox::Entered& sandbox = start.sandbox;
   Passthrough::Settings settings;
   settings.cache = options.cache;
   settings.attribute_timeout = options.attribute_timeout;
@@ -76,25 +85,65 @@ Passthrough::Settings passthrough_settings(const cli::Options& options,
   settings.inodes.descriptor_budget = shares.inodes;
   settings.inodes.max_inodes = kMostInodes;
   settings.inodes.use_file_handles = sandbox.can_use_handles;
+  settings.inodes.arena = arena;
+  settings.inodes.take_over = start.died_of != 0;
   return settings;
+}
+
+// The conversation with the VMM, in a first worker or in one that goes on where another died.
+Result<vhost_user::Session, Failure> connect(WorkerStart& start, Listener& listener, Device& device,
+                                             SessionRecord& record) {
+  if (start.died_of != 0) {
+    const auto taken = TRY(device.take_over(/*blame=*/start.died_of != SIGKILL));
+    log::info("taken over: {} queues run again; requests that are served again: {}", taken.queues,
+              taken.requests);
+    return vhost_user::Session{
+        UniqueFd{record.socket},
+        device,
+        {.features = record.agreed_features, .protocol_features = record.agreed_protocol_features}};
+  }
+  TRY(start.ready());
+  UniqueFd socket = TRY(listener.accept());
+  log::info("client connected");
+  record.socket = socket.number();
+  record.conversation = SessionRecord::kBetweenMessages;
+  return vhost_user::Session{std::move(socket), device};
+}
+
+// Until the VMM leaves. The record says at any time whether another process could go on.
+void converse(vhost_user::Session& session, SessionRecord& record) {
+  for (;;) {
+    (void)sys::wait_for(session.fd(), POLLIN);
+    record.conversation = SessionRecord::kInMessage;
+    const Result<bool> served = session.serve_one();
+    if (!served || !*served) break;
+    if (session.in_mid_message()) continue;
+    record.agreed_features = session.agreement().features;
+    record.agreed_protocol_features = session.agreement().protocol_features;
+    record.conversation = SessionRecord::kBetweenMessages;
+  }
+  record.conversation = SessionRecord::kNone;
 }
 
 // The worker: everything guest-facing. Returns the process's exit status.
 Result<int, Failure> serve(const cli::Options& options, std::uint64_t descriptor_limit,
-                           Listener& listener, WorkerStart& start) {
+                           const std::shared_ptr<Arena>& arena, Listener& listener,
+                           WorkerStart& start) {
   if (const Result<> installed = sigbus::install(); !installed) {
     return Failure{"can't handle SIGBUS", installed.error()};
   }
   log::info("{}", start.sandbox.summary);
+  Passthrough::Settings settings = passthrough_settings(options, start, descriptor_limit, arena);
   std::unique_ptr<Passthrough> file_system =
-      TRY(Passthrough::create(std::move(start.sandbox.root),
-                              passthrough_settings(options, start.sandbox, descriptor_limit)));
+      TRY(Passthrough::create(std::move(start.sandbox.root), std::move(settings)));
+  SessionRecord& record = session_record(*arena);
 
   fuse::Dispatcher::Settings dispatcher_settings;
   dispatcher_settings.offer = offer(options);
   dispatcher_settings.read_only = options.sandbox.read_only;
   dispatcher_settings.root_only = options.allow_root;
   dispatcher_settings.own_uid = ::geteuid();
+  dispatcher_settings.session = &record.fuse;
   fuse::Dispatcher dispatcher(*file_system, dispatcher_settings);
 
   Device::Settings device_settings;
@@ -112,15 +161,11 @@ Result<int, Failure> serve(const cli::Options& options, std::uint64_t descriptor
     log::error("{}", restricted.error().text());
     std::abort();
   };
+  device_settings.arena = arena;
   Device device(*file_system, dispatcher, device_settings);
 
-  TRY(start.ready());
-  vhost_user::Session session(TRY(listener.accept()), device);
-  log::info("client connected");
-  for (;;) {
-    const Result<bool> served = session.serve_one();
-    if (!served || !*served) break;
-  }
+  vhost_user::Session session = TRY(connect(start, listener, device, record));
+  converse(session, record);
   log::info("client disconnected, shutting down");
   device.shut_down();
   return 0;
@@ -141,13 +186,27 @@ int run(int argc, char** argv) {
     const std::uint64_t descriptor_limit = TRY(sandbox::limit_descriptors(options->rlimit_nofile));
     sandbox::Plan plan = TRY(sandbox::Plan::make(options->sandbox));
     Listener listener = TRY(Listener::prepare(options->socket));
-    return run_process_tree({.daemonize = options->daemonize}, std::move(plan), listener,
-                            [&](WorkerStart& start) {
-                              auto status = serve(*options, descriptor_limit, listener, start);
-                              if (status) return *status;
-                              log::error("{}", status.error().text());
-                              return 1;
-                            });
+    // Made here, so that every worker has it at once.
+    auto arena = Arena::create(arena_plan(kMostInodes));
+    if (!arena) return Failure{"can't make memory for the state", arena.error()};
+    DeviceJournal::begin(**arena);
+    const ProcessTreeSettings settings{
+        .daemonize = options->daemonize,
+        .can_be_succeeded =
+            [&] { return session_record(**arena).conversation == SessionRecord::kBetweenMessages; },
+        .inherits =
+            [&] {
+              std::vector<int> kept = Passthrough::descriptors_kept_in(**arena);
+              std::ranges::copy(DeviceJournal::descriptors_kept_in(**arena),
+                                std::back_inserter(kept));
+              return kept;
+            }};
+    return run_process_tree(settings, std::move(plan), listener, [&](WorkerStart& start) {
+      auto status = serve(*options, descriptor_limit, *arena, listener, start);
+      if (status) return *status;
+      log::error("{}", status.error().text());
+      return 1;
+    });
   }();
   if (started) return *started;
   log::error("{}", started.error().text());

@@ -16,7 +16,7 @@ ROOMS = {
     "sys": "base",
     "memory": "base sys",
     "state": "base sys",
-    "virtio": "base sys memory",
+    "virtio": "base sys memory state",
     "vhost_user": "base sys memory",
     "fuse": "base sys memory",
     "passthrough": "base sys memory state fuse",

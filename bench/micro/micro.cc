@@ -128,7 +128,7 @@ class Requests {
         {{.iov_base = out_.data(), .iov_len = sizeof(fuse_out_header)},
          {.iov_base = out_.data() + sizeof(fuse_out_header), .iov_len = 4096}}};
     return dispatcher_.serve(SharedBytes{in, sizeof(fuse_in_header) + size_},
-                             SharedBytes{out, sizeof(fuse_out_header) + 4096}, false, scheduler_,
+                             SharedBytes{out, sizeof(fuse_out_header) + 4096}, {}, scheduler_,
                              scratch_);
   }
 

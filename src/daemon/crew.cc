@@ -231,7 +231,7 @@ std::uint32_t Crew::threads() const {
   return static_cast<std::uint32_t>(threads_.size());
 }
 
-Result<> Crew::start() {
+Result<> Crew::start(const std::function<Result<>(virtio::Queue&)>& start_queue) {
   if (running_) return {};
   std::uint64_t drained = 0;
   (void)!::read(stop_event_.number(), &drained, sizeof drained);
@@ -251,7 +251,7 @@ Result<> Crew::start() {
       return Errno::last();
     }
   }
-  if (const Result<> started = queue_.start(); !started) {
+  if (const Result<> started = start_queue(queue_); !started) {
     forget_kick();
     return started.error();
   }
@@ -269,6 +269,16 @@ Result<> Crew::start() {
   }
   if (!add_thread()) watchdog_.grow(this);
   return {};
+}
+
+Result<std::size_t> Crew::start_again(bool blame) {
+  std::size_t in_flight = 0;
+  const auto start_queue = [&](virtio::Queue& queue) -> Result<> {
+    in_flight = TRY(queue.start_again(blame));
+    return {};
+  };
+  TRY(start(start_queue));
+  return in_flight;
 }
 
 void Crew::nudge() {
@@ -479,7 +489,10 @@ bool Crew::take_helpers_place() {
 }
 
 std::uint32_t Crew::serve(Hand& hand, const virtio::Chain& chain) {
-  return dispatcher_.serve(chain.readable, chain.writable, chain.faulted, hand, hand.scratch);
+  constexpr std::uint32_t kDeadly = 2;
+  const fuse::Delivery delivery{
+      .faulted = chain.faulted, .again = chain.again, .deadly = chain.deaths >= kDeadly};
+  return dispatcher_.serve(chain.readable, chain.writable, delivery, hand, hand.scratch);
 }
 
 bool Crew::help(Hand& hand) {

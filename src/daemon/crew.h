@@ -58,7 +58,11 @@ class Crew {
   Crew& operator=(const Crew&) = delete;
 
   // The ring is ready: somebody leads from now on. Idempotent. Errors as Queue::start.
-  Result<> start();
+  Result<> start() {
+    return start([](virtio::Queue& queue) { return queue.start(); });
+  }
+  // For a successor, as Queue::start_again.
+  Result<std::size_t> start_again(bool blame);
   // Nobody takes requests any more when this returns; requests taken before
   // are answered first (waits for locks end with EINTR). Idempotent.
   void stop();
@@ -110,6 +114,7 @@ class Crew {
   static constexpr std::uint64_t kWaiting = 3;  // the leader sleeps until there is a kick
   static constexpr std::uint64_t kStep = 4;
 
+  Result<> start(const std::function<Result<>(virtio::Queue&)>& start_queue);
   void thread_main();
   // Both: true when a request blocked, so that another thread has the place by now.
   bool lead(Hand& hand);

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include "daemon/device.h"
 
+#include <fcntl.h>
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "base/log.h"
@@ -34,6 +38,39 @@ Result<MappedRegion> map(vhost_user::MemoryRegion region) {
   return map_region(region.file, region.mmap_offset, region.guest, region.vmm, region.size);
 }
 
+constexpr std::uint8_t kVmmAddresses = 1;
+constexpr std::uint8_t kGuestAddresses = 2;
+
+void note_base(std::uint32_t base, SessionRecord::Ring& ring) {
+  ring.base = base;
+  ring.has_base = 1;
+}
+
+template <typename Address>
+void note_addresses(const virtio::RingAddresses<Address>& from, SessionRecord::Ring& ring) {
+  ring.descriptors = from.descriptors.value;
+  ring.driver = from.driver.value;
+  ring.device = from.device.value;
+  ring.log = from.log ? from.log->value : 0;
+  ring.is_logged = from.log ? 1 : 0;
+  ring.addresses = std::is_same_v<Address, VmmAddress> ? kVmmAddresses : kGuestAddresses;
+}
+
+template <typename Address>
+virtio::RingAddresses<Address> noted_addresses(const SessionRecord::Ring& ring) {
+  virtio::RingAddresses<Address> to{.descriptors = Address{ring.descriptors},
+                                    .driver = Address{ring.driver},
+                                    .device = Address{ring.device},
+                                    .log = {}};
+  if (ring.is_logged != 0) to.log = GuestAddress{ring.log};
+  return to;
+}
+
+// None for none.
+UniqueFd duplicate(std::int32_t fd) {
+  return UniqueFd{fd < 0 ? -1 : ::fcntl(fd, F_DUPFD_CLOEXEC, 0)};
+}
+
 template <typename Address>
 virtio::RingAddresses<Address> ring_addresses(const vhost_user::RingAddresses<Address>& from) {
   return {from.descriptors, from.available, from.used, from.log};
@@ -42,9 +79,13 @@ virtio::RingAddresses<Address> ring_addresses(const vhost_user::RingAddresses<Ad
 }  // namespace
 
 Device::Device(fuse::FileSystem& file_system, fuse::Dispatcher& dispatcher, Settings settings)
-    : file_system_(file_system), dispatcher_(dispatcher), settings_(std::move(settings)) {
+    : file_system_(file_system),
+      dispatcher_(dispatcher),
+      settings_(std::move(settings)),
+      journal_(settings_.arena.get()) {
+  static_assert(kRequestQueues + 1 == SessionRecord::kRings);
   for (std::uint32_t index = 0; index <= kRequestQueues; ++index) {
-    rings_.push_back(std::make_unique<Ring>(index));
+    rings_.push_back(std::make_unique<Ring>(index, journal_.ring_bytes(index)));
   }
 }
 
@@ -66,6 +107,7 @@ std::uint64_t Device::features() const {
 
 Result<> Device::set_features(std::uint64_t features) {
   features_ = features;
+  if (SessionRecord* record = journal_.record()) record->features = features;
   for (const auto& ring : rings_) ring->queue.set_features(features);
   return {};
 }
@@ -91,14 +133,18 @@ void Device::reset_owner() {
   for (std::uint32_t index = 0; index < rings_.size(); ++index) {
     stop(index);
     rings_[index]->queue.set_enabled(false);
+    journal_.ring(index).enabled = 0;
   }
 }
 
 Result<> Device::reset_device() {
   reset_owner();
-  for (const auto& ring : rings_) ring->kicked = false;
+  for (std::uint32_t index = 0; index < rings_.size(); ++index) {
+    rings_[index]->kicked = false;
+    journal_.ring(index).kicked = 0;
+  }
   dispatcher_.reset();
-  status_ = 0;
+  keep_status(0);
   return {};
 }
 
@@ -116,13 +162,20 @@ void Device::use_memory(std::shared_ptr<const GuestMemory> memory) {
 
 Result<> Device::set_mem_table(std::vector<vhost_user::MemoryRegion> regions) {
   std::vector<MappedRegion> mapped;
-  for (vhost_user::MemoryRegion& region : regions) mapped.push_back(TRY(map(std::move(region))));
+  DeviceJournal::Regions kept;
+  for (vhost_user::MemoryRegion& region : regions) {
+    TRY(kept.add(region));
+    mapped.push_back(TRY(map(std::move(region))));
+  }
   use_memory(TRY(GuestMemory::make(std::move(mapped))));
+  journal_.set_regions(std::move(kept));
   return {};
 }
 
 Result<> Device::add_mem_region(vhost_user::MemoryRegion region) {
   if (memory_ && memory_->region_count() >= max_mem_slots()) return Errno{ENOSPC};
+  DeviceJournal::Regions kept;
+  TRY(kept.add(region));
   MappedRegion mapped = TRY(map(std::move(region)));
   if (memory_) {
     use_memory(TRY(memory_->with_added(std::move(mapped))));
@@ -131,12 +184,14 @@ Result<> Device::add_mem_region(vhost_user::MemoryRegion region) {
     first.push_back(std::move(mapped));
     use_memory(TRY(GuestMemory::make(std::move(first))));
   }
+  journal_.add_regions(std::move(kept));
   return {};
 }
 
 Result<> Device::remove_mem_region(const vhost_user::MemoryRegion& region) {
   if (!memory_) return Errno{ENOENT};
   use_memory(TRY(memory_->with_removed(region.guest, region.vmm, region.size)));
+  journal_.remove_region(region);
   return {};
 }
 
@@ -154,6 +209,7 @@ Result<> Device::change_stopped(std::uint32_t index, Change change) {
 Result<> Device::set_vring_size(std::uint32_t index, std::uint32_t size) {
   return change_stopped(index, [&](virtio::Queue& queue) -> Result<> {
     TRY(queue.set_size(size));
+    journal_.ring(index).size = size;
     Ring& ring = *rings_[index];
     if (size != ring.size) ring.crew.reset();
     ring.size = size;
@@ -162,24 +218,34 @@ Result<> Device::set_vring_size(std::uint32_t index, std::uint32_t size) {
 }
 
 // Comes again while the ring runs to switch its log flag, which must not disturb it.
+template <typename Address>
+Result<> Device::set_addresses(std::uint32_t index,
+                               const vhost_user::RingAddresses<Address>& addresses) {
+  const auto to = ring_addresses(addresses);
+  Result<> set = rings_[index]->queue.set_addresses(to);
+  if (!set && set.error() == Errno{EBUSY}) {
+    set = change_stopped(index, [&](virtio::Queue& stopped) { return stopped.set_addresses(to); });
+  }
+  if (set) note_addresses(to, journal_.ring(index));
+  return set;
+}
+
 Result<> Device::set_vring_addresses(std::uint32_t index,
                                      const vhost_user::RingAddresses<VmmAddress>& addresses) {
-  virtio::Queue& queue = rings_[index]->queue;
-  const Result<> direct = queue.set_addresses(ring_addresses(addresses));
-  if (direct || direct.error() != Errno{EBUSY}) return direct ? Result<>{} : direct.error();
-  return change_stopped(index, [&](virtio::Queue& stopped) {
-    return stopped.set_addresses(ring_addresses(addresses));
-  });
+  return set_addresses(index, addresses);
 }
 
 Result<> Device::set_vring_addresses(std::uint32_t index,
                                      const vhost_user::RingAddresses<GuestAddress>& addresses) {
-  return change_stopped(
-      index, [&](virtio::Queue& queue) { return queue.set_addresses(ring_addresses(addresses)); });
+  return set_addresses(index, addresses);
 }
 
 Result<> Device::set_vring_base(std::uint32_t index, std::uint32_t base) {
-  return change_stopped(index, [&](virtio::Queue& queue) { return queue.set_base(base); });
+  return change_stopped(index, [&](virtio::Queue& queue) -> Result<> {
+    TRY(queue.set_base(base));
+    note_base(base, journal_.ring(index));
+    return {};
+  });
 }
 
 Result<std::uint32_t> Device::get_vring_base(std::uint32_t index) {
@@ -187,51 +253,64 @@ Result<std::uint32_t> Device::get_vring_base(std::uint32_t index) {
   stop(index);
   // The ring is stopped until the next kick descriptor comes.
   ring.kicked = false;
+  journal_.ring(index).kicked = 0;
   return ring.queue.stop();
 }
 
 Result<> Device::set_vring_kick(std::uint32_t index, std::optional<UniqueFd> kick) {
   Ring& ring = *rings_[index];
   stop(index);
+  SessionRecord::Ring& kept = journal_.ring(index);
+  journal_.keep(kept.kick, kick ? kick->ref() : FdRef{});
+  kept.has_kick = 1;
+  kept.kicked = 1;
   ring.queue.set_kick(kick ? std::move(*kick) : UniqueFd{});
   ring.kicked = true;
   return start_if_ready(index);
 }
 
 Result<> Device::set_vring_call(std::uint32_t index, std::optional<UniqueFd> call) {
+  journal_.keep(journal_.ring(index).call, call ? call->ref() : FdRef{});
   return rings_[index]->queue.set_call(call ? std::move(*call) : UniqueFd{});
 }
 
 Result<> Device::set_vring_error(std::uint32_t index, std::optional<UniqueFd> error) {
+  journal_.keep(journal_.ring(index).error, error ? error->ref() : FdRef{});
   return rings_[index]->queue.set_error(error ? std::move(*error) : UniqueFd{});
 }
 
 Result<> Device::set_vring_enable(std::uint32_t index, bool enabled) {
   if (!enabled) stop(index);
   rings_[index]->queue.set_enabled(enabled);
+  journal_.ring(index).enabled = enabled ? 1 : 0;
   return start_if_ready(index);
+}
+
+void Device::make_crew(std::uint32_t index) {
+  Ring& ring = *rings_[index];
+  if (ring.crew) return;
+  Crew::Settings settings;
+  settings.index = index;
+  settings.pool_size = settings_.pool_size;
+  settings.lock_waiters = std::min(settings_.lock_waiters, ring.size / kDescriptorsOfLock);
+  // Nobody waits for what comes through the high-priority queue.
+  if (index == 0) {
+    settings.nap = kHighPriorityNap;
+  } else {
+    settings.poll = settings_.poll;
+  }
+  settings.prepare_thread = settings_.prepare_thread;
+  ring.crew = std::make_unique<Crew>(ring.queue, dispatcher_, file_system_, watchdog_, processors_,
+                                     settings);
 }
 
 Result<> Device::start_if_ready(std::uint32_t index) {
   Ring& ring = *rings_[index];
   if (!ring.kicked || !ring.queue.ready()) return {};
-  if (!ring.crew) {
-    Crew::Settings settings;
-    settings.index = index;
-    settings.pool_size = settings_.pool_size;
-    settings.lock_waiters = std::min(settings_.lock_waiters, ring.size / kDescriptorsOfLock);
-    // Nobody waits for what comes through the high-priority queue.
-    if (index == 0) {
-      settings.nap = kHighPriorityNap;
-    } else {
-      settings.poll = settings_.poll;
-    }
-    settings.prepare_thread = settings_.prepare_thread;
-    ring.crew = std::make_unique<Crew>(ring.queue, dispatcher_, file_system_, watchdog_,
-                                       processors_, settings);
-  }
+  make_crew(index);
   if (ring.crew->running()) return {};
   const Result<> started = ring.crew->start();
+  if (started) journal_.ring(index).started = 1;
   if (!started) {
     constexpr std::uint32_t kLoudFailures = 20;
     if (++failed_starts_ <= kLoudFailures) {
@@ -250,7 +329,8 @@ void Device::stop(std::uint32_t index) {
   Ring& ring = *rings_[index];
   if (ring.crew && ring.crew->running()) {
     ring.crew->stop();
-    ring.queue.stop();
+    note_base(ring.queue.stop(), journal_.ring(index));
+    journal_.ring(index).started = 0;
   }
 }
 
@@ -268,18 +348,99 @@ Result<> Device::get_config(std::uint32_t offset, std::span<std::byte> out) {
 Result<> Device::set_log_base(std::uint64_t size, std::uint64_t offset, UniqueFd file) {
   const std::shared_ptr<DirtyLog> log = TRY(DirtyLog::map(file, offset, size));
   for (const auto& ring : rings_) ring->queue.set_dirty_log(log);
+  if (SessionRecord* record = journal_.record()) {
+    record->log_size = size;
+    record->log_offset = offset;
+    journal_.keep(record->log_file, file);
+  }
   return {};
 }
 
 Result<> Device::set_backend_request_fd(UniqueFd socket) {
   backend_requests_ = std::move(socket);
+  if (SessionRecord* record = journal_.record())
+    journal_.keep(record->backend_requests, backend_requests_);
   return {};
 }
 
 Result<> Device::set_status(std::uint64_t status) {
   if (status == 0) TRY(reset_device());
-  status_ = status;
+  keep_status(status);
   return {};
+}
+
+void Device::keep_status(std::uint64_t status) {
+  status_ = status;
+  if (SessionRecord* record = journal_.record()) record->status = status;
+}
+
+// ---- succession ---------------------------------------------------------------
+
+Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
+  SessionRecord& record = *journal_.record();
+  features_ = record.features;
+  status_ = record.status;
+  backend_requests_ = duplicate(record.backend_requests);
+  if (const Result<> mapped = resume_memory(); !mapped)
+    return Failure{"can't map the guest's memory again", mapped.error()};
+  std::shared_ptr<DirtyLog> log;
+  if (record.log_file >= 0) {
+    auto again = DirtyLog::map(FdRef{record.log_file}, record.log_offset, record.log_size);
+    if (!again) return Failure{"can't map the VMM's dirty log again", again.error()};
+    log = std::move(*again);
+  }
+  TakenOver all;
+  for (std::uint32_t index = 0; index < rings_.size(); ++index) {
+    virtio::Queue& queue = rings_[index]->queue;
+    queue.set_features(features_);
+    queue.set_memory(memory_);
+    queue.set_dirty_log(log);
+    const auto in_flight = resume(index, record.ring[index], blame);
+    if (!in_flight)
+      return Failure{fmt::format("can't go on with queue {}", index), in_flight.error()};
+    if (rings_[index]->crew) ++all.queues;
+    all.requests += *in_flight;
+  }
+  return all;
+}
+
+Result<> Device::resume_memory() {
+  SessionRecord& record = *journal_.record();
+  if (record.has_memory == 0) return {};
+  std::vector<MappedRegion> mapped;
+  for (std::uint32_t i = 0; i < record.regions && i < SessionRecord::kRegions; ++i) {
+    const SessionRecord::Region& region = record.region[i];
+    mapped.push_back(TRY(map({.guest = GuestAddress{region.guest},
+                              .vmm = VmmAddress{region.vmm},
+                              .size = region.size,
+                              .mmap_offset = region.mmap_offset,
+                              .file = duplicate(region.fd)})));
+  }
+  memory_ = TRY(GuestMemory::make(std::move(mapped)));
+  return {};
+}
+
+Result<std::size_t> Device::resume(std::uint32_t index, const SessionRecord::Ring& settings,
+                                   bool blame) {
+  Ring& ring = *rings_[index];
+  if (settings.size != 0) TRY(ring.queue.set_size(settings.size));
+  ring.size = settings.size;
+  if (settings.addresses == kVmmAddresses)
+    TRY(ring.queue.set_addresses(noted_addresses<VmmAddress>(settings)));
+  if (settings.addresses == kGuestAddresses)
+    TRY(ring.queue.set_addresses(noted_addresses<GuestAddress>(settings)));
+  if (settings.has_base != 0) TRY(ring.queue.set_base(settings.base));
+  if (settings.has_kick != 0) ring.queue.set_kick(duplicate(settings.kick));
+  TRY(ring.queue.set_call(duplicate(settings.call)));
+  TRY(ring.queue.set_error(duplicate(settings.error)));
+  ring.queue.set_enabled(settings.enabled != 0);
+  ring.kicked = settings.kicked != 0;
+  if (settings.started == 0) {
+    TRY(start_if_ready(index));
+    return 0;
+  }
+  make_crew(index);
+  return ring.crew->start_again(blame);
 }
 
 }  // namespace virtiofsd

@@ -17,10 +17,13 @@
 #include <vector>
 
 #include "daemon/crew.h"
+#include "daemon/device_journal.h"
 #include "daemon/watchdog.h"
 #include "fuse/dispatcher.h"
 #include "memory/dirty_log.h"
 #include "memory/guest_memory.h"
+#include "state/arena.h"
+#include "state/records.h"
 #include "vhost_user/backend.h"
 #include "virtio/queue.h"
 
@@ -39,10 +42,20 @@ class Device final : public vhost_user::Backend {
     bool in_order = false;                 // offers IN_ORDER
     std::chrono::microseconds poll{0};
     std::function<void()> prepare_thread;  // as in Crew::Settings
+    std::shared_ptr<Arena> arena;          // where a successor finds what it needs; none: nowhere
   };
 
   Device(fuse::FileSystem& file_system, fuse::Dispatcher& dispatcher, Settings settings);
   ~Device() override;
+
+  // Goes on where a process that died left off, by what the arena says: the VMM's settings, and
+  // what is in flight is served again. Instead of anything the VMM would ask for. `blame`: as in
+  // Queue::start_again. A failure says why it can't.
+  struct TakenOver {
+    std::uint32_t queues = 0;  // that run
+    std::size_t requests = 0;  // in flight
+  };
+  Result<TakenOver, Failure> take_over(bool blame);
 
   // Stops every queue and forgets the guest: the VMM is gone or asks for a reset.
   void shut_down();
@@ -77,23 +90,31 @@ class Device final : public vhost_user::Backend {
 
  private:
   struct Ring {
-    explicit Ring(std::uint32_t index) : queue(index) {}
+    Ring(std::uint32_t index, std::span<std::byte> record) : queue(index, record) {}
     virtio::Queue queue;
     std::unique_ptr<Crew> crew;  // made when the ring starts for the first time with its size
     std::uint32_t size = 0;      // descriptors
     bool kicked = false;         // SET_VRING_KICK came since the ring was last stopped
   };
 
+  void keep_status(std::uint64_t status);
+  template <typename Address>
+  Result<> set_addresses(std::uint32_t index, const vhost_user::RingAddresses<Address>& addresses);
   template <typename Change>
   Result<> change_stopped(std::uint32_t index, Change change);
   // The error says why a ring whose settings are complete can't be served.
   Result<> start_if_ready(std::uint32_t index);
+  void make_crew(std::uint32_t index);
+  // How many requests were in flight.
+  Result<std::size_t> resume(std::uint32_t index, const SessionRecord::Ring& settings, bool blame);
+  Result<> resume_memory();
   void stop(std::uint32_t index);
   void use_memory(std::shared_ptr<const GuestMemory> memory);
 
   fuse::FileSystem& file_system_;
   fuse::Dispatcher& dispatcher_;
   const Settings settings_;
+  DeviceJournal journal_;
   Watchdog watchdog_;
   Processors processors_;
   std::vector<std::unique_ptr<Ring>> rings_;

@@ -23,6 +23,7 @@
 #include <chrono>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "base/log.h"
 #include "sys/process.h"
@@ -62,6 +63,12 @@ Result<pid_t> clone_process(unsigned long flags) {
 std::string signal_name(int number) {
   const char* name = ::sigabbrev_np(number);
   return name != nullptr ? fmt::format("SIG{}", name) : fmt::format("signal {}", number);
+}
+
+std::string describe(int signal) {
+  std::string text = signal_name(signal);
+  if (signal == SIGSYS) text += " (a system call that its seccomp filter doesn't allow)";
+  return text;
 }
 
 bool is_stop_request(int signal) {
@@ -142,9 +149,7 @@ int judge(const char* who, int status, bool stopping) {
   const int signal = WTERMSIG(status);
   // A signal to the whole process group or a killall reaches the worker directly.
   if (stopping || is_stop_request(signal)) return 0;
-  log::error("the {} was ended by {}{}; the guest has lost its file system", who,
-             signal_name(signal),
-             signal == SIGSYS ? " (a system call that its seccomp filter doesn't allow)" : "");
+  log::error("the {} was ended by {}; the guest has lost its file system", who, describe(signal));
   return 1;
 }
 
@@ -159,6 +164,34 @@ void widen_descriptor_table(FdRef any) {
   // The table stays as it is when the descriptor is closed. Without memory for it, it grows as
   // needed.
   const UniqueFd widest{::fcntl(any.number(), F_DUPFD_CLOEXEC, last)};
+}
+
+// Those that are open below a number that a process which has just started doesn't reach.
+std::vector<int> open_descriptors() {
+  constexpr int kMost = 1024;
+  std::vector<int> open;
+  for (int fd = 0; fd < kMost; ++fd) {
+    if (::fcntl(fd, F_GETFD) >= 0) open.push_back(fd);
+  }
+  return open;
+}
+
+// Two that think one descriptor theirs would close it under each other.
+bool is_named_twice(std::vector<int>& descriptors) {
+  std::erase_if(descriptors, [](int fd) { return fd < 0; });
+  std::ranges::sort(descriptors);
+  return std::ranges::adjacent_find(descriptors) != descriptors.end();
+}
+
+void close_all_but(std::vector<int> keep) {
+  std::ranges::sort(keep);
+  unsigned next = 0;
+  for (const int fd : keep) {
+    const auto number = static_cast<unsigned>(fd);
+    if (number > next) ::close_range(next, number - 1, 0);
+    next = std::max(next, number + 1);
+  }
+  ::close_range(next, ~0U, 0);
 }
 
 // What the worker runs in; never returns.
@@ -205,11 +238,21 @@ Result<void, Failure> WorkerStart::ready() {
   return {};
 }
 
+bool Deaths::may_be_succeeded(int signal, Clock::time_point now) {
+  const bool killed = signal == SIGKILL;
+  const Limit& limit = killed ? kKilled : kFailed;
+  std::deque<Clock::time_point>& lately = killed ? killed_ : failed_;
+  while (!lately.empty() && now - lately.front() > limit.within) lately.pop_front();
+  lately.push_back(now);
+  if (!killed && ++failed_in_all_ > kFailedInAll) return false;
+  return lately.size() <= limit.most;
+}
+
 class ProcessTree {
  public:
-  ProcessTree(std::optional<sandbox::Plan> plan, Listener& listener,
-              const std::function<int(WorkerStart&)>& worker)
-      : plan_(std::move(plan)), listener_(listener), worker_(worker) {}
+  ProcessTree(const ProcessTreeSettings& settings, std::optional<sandbox::Plan> plan,
+              Listener& listener, const std::function<int(WorkerStart&)>& worker)
+      : settings_(settings), plan_(std::move(plan)), listener_(listener), worker_(worker) {}
 
   int launch();
   // Tell `caller` when the socket is there, and let go of its terminal then.
@@ -224,6 +267,7 @@ class ProcessTree {
   int wait_for_supervisor(FdRef signals, UniqueFd channel, pid_t supervisor);
   [[noreturn]] void supervise(FdRef signals, FdRef channel);
 
+  const ProcessTreeSettings& settings_;
   std::optional<sandbox::Plan> plan_;  // the launcher lets go of it once the child has it
   Listener& listener_;
   const std::function<int(WorkerStart&)>& worker_;
@@ -246,17 +290,40 @@ void ProcessTree::supervise(FdRef signals, FdRef channel) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 
   widen_descriptor_table(channel);
+  const std::vector<int> from_before = open_descriptors();
   const pid_t self = ::getpid();
-  const auto worker = clone_process(CLONE_FILES);
-  if (!worker) fail(Failure{"can't start the worker process", worker.error()});
-  if (*worker == 0) {
+  const auto start_worker = [&](int died_of) {
+    const auto worker = clone_process(CLONE_FILES);
+    if (!worker) fail(Failure{"can't start the worker process", worker.error()});
+    if (*worker != 0) return *worker;
+    if (died_of != 0) {
+      std::vector<int> keep = settings_.inherits();
+      if (is_named_twice(keep))
+        fail(Failure{"what the worker left behind is damaged; the guest has lost its file system"});
+      keep.insert(keep.end(), from_before.begin(), from_before.end());
+      close_all_but(std::move(keep));
+    }
     WorkerStart start(channel, null_);
+    start.died_of = died_of;
     run_worker(*plan_, self, start, worker_);
-  }
+  };
 
+  pid_t worker = start_worker(0);
+  Deaths deaths;
   bool stopping = false;
   for (;;) {
-    if (const auto status = reap(*worker)) {
+    if (const auto status = reap(worker)) {
+      const int signal = WIFSIGNALED(*status) ? WTERMSIG(*status) : 0;
+      const bool died = signal != 0 && !stopping && !is_stop_request(signal);
+      if (died && settings_.can_be_succeeded && settings_.can_be_succeeded()) {
+        if (deaths.may_be_succeeded(signal, Clock::now())) {
+          log::error("the worker was ended by {}; another one takes over", describe(signal));
+          log::flush();
+          worker = start_worker(signal);
+          continue;
+        }
+        log::error("workers die too often to go on");
+      }
       const int result = judge("worker", *status, stopping);
       log::flush();
       ::_exit(result);
@@ -264,13 +331,13 @@ void ProcessTree::supervise(FdRef signals, FdRef channel) {
     const Events events = wait_for_events(signals, channel, 0, std::nullopt);
     if (events.channel) {
       channel = FdRef{};  // the launcher is gone
-      ::kill(*worker, SIGKILL);
+      ::kill(worker, SIGKILL);
     }
     if (events.stop || events.channel) {
       stopping = true;
-      ::kill(*worker, SIGTERM);
+      ::kill(worker, SIGTERM);
       // One that is stopped (a debugger, a frozen job) hears only when it goes on.
-      ::kill(*worker, SIGCONT);
+      ::kill(worker, SIGCONT);
     }
   }
 }
@@ -418,7 +485,7 @@ Result<UniqueFd> go_to_background(std::optional<int>& status) {
 
 int run_process_tree(const ProcessTreeSettings& settings, sandbox::Plan plan, Listener& listener,
                      const std::function<int(WorkerStart&)>& worker) {
-  ProcessTree tree(std::optional(std::move(plan)), listener, worker);
+  ProcessTree tree(settings, std::optional(std::move(plan)), listener, worker);
   if (settings.daemonize) {
     UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
     std::optional<int> status;

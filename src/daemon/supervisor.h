@@ -6,11 +6,18 @@
 // worker had open outlives it. Each of the three is single-threaded until the
 // worker function starts threads.
 //
+// A worker that is ended by a signal gets a successor, which goes on with those
+// descriptors and what the dead one left in shared memory; but not again and again in a short time.
+//
 // SIGTERM, SIGINT and SIGHUP end the tree within a second from any state; so
 // does the death of the launcher or of the supervisor. The launcher's exit status is the worker's.
 #pragma once
 
+#include <chrono>
+#include <cstddef>
+#include <deque>
 #include <functional>
+#include <vector>
 
 #include "base/result.h"
 #include "daemon/listener.h"
@@ -22,6 +29,8 @@ namespace virtiofsd {
 class WorkerStart {
  public:
   sandbox::Entered sandbox;
+  // The signal that ended the worker before this one, its successor; 0 in the first.
+  int died_of = 0;
 
   // All that could fail has been done: makes the launcher open the socket and
   // returns when it has (then Listener::accept). Call once. A Failure means
@@ -39,6 +48,36 @@ struct ProcessTreeSettings {
   // The caller gets its prompt back once the socket is there; from then on
   // nothing is written to its terminal, so a log needs syslog or a file.
   bool daemonize = false;
+
+  // How a worker is succeeded; empty: never. Asked in the supervisor: is there anything to go on
+  // with?
+  std::function<bool()> can_be_succeeded;
+  // Asked in the successor, before it opens anything: the descriptors that its predecessor had and
+  // that it goes on with (-1 is none), each once. Every other one is closed, but for those from
+  // before the first worker.
+  std::function<std::vector<int>()> inherits;
+};
+
+// Whether a worker that died gets a successor. What the guest can bring about, and learn from,
+// must not be repeated without end; a worker that somebody killed (the kernel, out of memory)
+// tells a guest nothing.
+class Deaths {
+ public:
+  using Clock = std::chrono::steady_clock;
+  bool may_be_succeeded(int signal, Clock::time_point now);
+
+ private:
+  struct Limit {
+    std::chrono::seconds within;
+    std::size_t most;
+  };
+  static constexpr Limit kKilled{std::chrono::seconds(10), 50};
+  static constexpr Limit kFailed{std::chrono::seconds(60), 5};
+  static constexpr std::size_t kFailedInAll = 20;
+
+  std::deque<Clock::time_point> killed_;
+  std::deque<Clock::time_point> failed_;
+  std::size_t failed_in_all_ = 0;
 };
 
 // Runs the tree and returns, in the launcher (or, with daemonize, first in the

@@ -4,6 +4,7 @@
 // process it is started in, so each test runs it in a child.
 #include "daemon/supervisor.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -22,6 +23,8 @@
 #include <iterator>
 #include <new>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "base/log.h"
 #include "sys/sockets.h"
@@ -36,6 +39,9 @@ using Worker = std::function<int(WorkerStart&)>;
 struct Shared {
   std::atomic<int> pid{0};
   std::atomic<int> number{0};
+  std::atomic<int> lives{0};
+  std::atomic<int> kept{-1};
+  std::atomic<int> left{-1};
 };
 
 class SupervisorTest : public testing::TestWithParam<sandbox::Mode> {
@@ -59,7 +65,7 @@ class SupervisorTest : public testing::TestWithParam<sandbox::Mode> {
     std::filesystem::remove_all(directory_);
   }
 
-  void start(const Worker& worker) {
+  void start(const Worker& worker, const ProcessTreeSettings& settings = {}) {
     tree_ = ::fork();
     if (tree_ != 0) return;
     log::configure(log::Sink::kStderr, log::Level::kOff);
@@ -67,7 +73,7 @@ class SupervisorTest : public testing::TestWithParam<sandbox::Mode> {
         {.shared_dir = share_, .mode = GetParam(), .seccomp = sandbox::SeccompMode::kNone});
     auto listener = Listener::prepare({.path = socket_});
     if (!plan || !listener) ::_exit(99);
-    ::_exit(run_process_tree({}, std::move(*plan), *listener, worker));
+    ::_exit(run_process_tree(settings, std::move(*plan), *listener, worker));
   }
 
   // The exit status of the tree; -1 if it lives on after `patience`.
@@ -159,6 +165,125 @@ TEST_P(SupervisorTest, FailsWhenTheWorkerIsKilled) {
     EXPECT_EQ(wait(), 1) << signal;
     EXPECT_TRUE(nothing_left_behind());
   }
+}
+
+ProcessTreeSettings succession(Shared* shared) {
+  return {.daemonize = false,
+          .can_be_succeeded = [] { return true; },
+          .inherits = [shared] { return std::vector<int>{shared->kept}; }};
+}
+
+TEST_P(SupervisorTest, ASuccessorHasTheDescriptorsThatItGoesOnWithAndNoOther) {
+  for (const int signal : {SIGSEGV, SIGKILL, SIGABRT, SIGSYS}) {
+    shared_->lives = 0;
+    start(
+        [this, signal](WorkerStart& begin) {
+          if (++shared_->lives == 1) {
+            if (begin.died_of != 0 || !begin.ready()) return 1;
+            shared_->kept = ::memfd_create("kept", MFD_CLOEXEC);
+            shared_->left = ::memfd_create("left", MFD_CLOEXEC);
+            if (::write(shared_->kept, "here", 4) != 4) return 2;
+            ::signal(signal, SIG_DFL);
+            ::kill(::getpid(), signal);
+            return 3;
+          }
+          char text[4] = {};
+          if (begin.died_of != signal) return 4;
+          if (::pread(shared_->kept, text, 4, 0) != 4 || std::string_view{text, 4} != "here")
+            return 5;
+          // The number may be one of the successor's own by now.
+          struct stat left {};
+          if (::fstat(shared_->left, &left) == 0 && S_ISREG(left.st_mode)) return 6;
+          struct stat root {};
+          if (::fstat(begin.sandbox.root.number(), &root) != 0 || !S_ISDIR(root.st_mode)) return 7;
+          return 42;
+        },
+        succession(shared_));
+    EXPECT_EQ(wait(), 42) << signal;
+    EXPECT_TRUE(nothing_left_behind());
+  }
+}
+
+TEST_P(SupervisorTest, WorkersThatDieTooOftenAreSucceededNoMore) {
+  start(
+      [this](WorkerStart& begin) {
+        if (++shared_->lives == 1 && !begin.ready()) return 3;
+        ::signal(SIGSEGV, SIG_DFL);
+        ::kill(::getpid(), SIGSEGV);
+        return 4;
+      },
+      succession(shared_));
+  EXPECT_EQ(wait(), 1);
+  EXPECT_EQ(shared_->lives, 6);
+  EXPECT_TRUE(nothing_left_behind());
+}
+
+TEST_P(SupervisorTest, AWorkerThatLeavesNothingToGoOnWithIsNotSucceeded) {
+  ProcessTreeSettings settings = succession(shared_);
+  settings.can_be_succeeded = [] { return false; };
+  start(
+      [this](WorkerStart& begin) {
+        ++shared_->lives;
+        if (!begin.ready()) return 3;
+        ::kill(::getpid(), SIGKILL);
+        return 4;
+      },
+      settings);
+  EXPECT_EQ(wait(), 1);
+  EXPECT_EQ(shared_->lives, 1);
+}
+
+TEST_P(SupervisorTest, ADescriptorThatTwoThinkTheirsEndsTheTree) {
+  ProcessTreeSettings settings = succession(shared_);
+  settings.inherits = [] { return std::vector<int>{7, -1, 8, -1, 7}; };
+  start(
+      [this](WorkerStart& begin) {
+        if (++shared_->lives == 1 && !begin.ready()) return 3;
+        ::kill(::getpid(), SIGKILL);
+        return 4;
+      },
+      settings);
+  EXPECT_EQ(wait(), 1);
+  EXPECT_EQ(shared_->lives, 1);
+}
+
+TEST_P(SupervisorTest, ASuccessorEndsWithTheTreeAsTheFirstDoes) {
+  start(
+      [this](WorkerStart& begin) {
+        if (++shared_->lives == 1) {
+          if (!begin.ready()) return 3;
+          ::kill(::getpid(), SIGKILL);
+        }
+        shared_->pid = 1;
+        for (;;) ::pause();
+      },
+      succession(shared_));
+  const auto deadline = Clock::now() + std::chrono::seconds(10);
+  while (shared_->pid == 0 && Clock::now() < deadline) ::poll(nullptr, 0, 1);
+  ::kill(tree_, SIGTERM);
+  EXPECT_EQ(wait(), 0);
+  EXPECT_EQ(shared_->lives, 2);
+  EXPECT_TRUE(nothing_left_behind());
+}
+
+TEST(Deaths, MayBeManyIfSomebodyKillsAndFewOtherwise) {
+  using std::chrono::seconds;
+  const Clock::time_point start{};
+  Deaths deaths;
+  for (int i = 0; i < 50; ++i) EXPECT_TRUE(deaths.may_be_succeeded(SIGKILL, start));
+  EXPECT_FALSE(deaths.may_be_succeeded(SIGKILL, start + seconds(9)));
+  EXPECT_TRUE(deaths.may_be_succeeded(SIGKILL, start + seconds(20)));
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(deaths.may_be_succeeded(SIGSEGV, start + seconds(20)));
+  EXPECT_FALSE(deaths.may_be_succeeded(SIGABRT, start + seconds(79)));
+  EXPECT_TRUE(deaths.may_be_succeeded(SIGKILL, start + seconds(79)));
+}
+
+TEST(Deaths, ThatAGuestMayCauseAreFewInAll) {
+  using std::chrono::hours;
+  const Clock::time_point start{};
+  Deaths deaths;
+  for (int i = 0; i < 20; ++i) EXPECT_TRUE(deaths.may_be_succeeded(SIGBUS, start + hours(i)));
+  EXPECT_FALSE(deaths.may_be_succeeded(SIGBUS, start + hours(20)));
 }
 
 TEST_P(SupervisorTest, TheWorkerSharesDescriptorsButNotMemoryWithTheSupervisor) {

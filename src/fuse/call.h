@@ -68,6 +68,9 @@ struct Call {
   std::optional<SecurityContext> security;
   Negotiated session;  // a copy: a new INIT may change the dispatcher's at any time
   Scheduler& scheduler;
+  // A process that served this request died before the guest had its answer: what it asks for may
+  // be done already.
+  bool again = false;
 };
 
 }  // namespace virtiofsd::fuse

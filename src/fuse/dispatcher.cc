@@ -30,14 +30,25 @@ std::span<std::byte> private_memory(std::size_t size, std::span<std::byte> small
 
 }  // namespace
 
+SharedSession::SharedSession(Words* kept) : kept_(kept) {
+  if (kept_ == nullptr) return;
+  for (std::size_t i = 0; i < words_.size(); ++i)
+    words_[i].store((*kept_)[i].load(std::memory_order_relaxed), std::memory_order_relaxed);
+}
+
+void SharedSession::set(Word word, std::uint64_t value, std::memory_order order) {
+  words_[word].store(value, order);
+  if (kept_ != nullptr) (*kept_)[word].store(value, order);
+}
+
 Negotiated SharedSession::load() const {
-  const std::uint64_t version = version_.load(std::memory_order_acquire);
-  const std::uint64_t sizes = sizes_.load(std::memory_order_relaxed);
-  const std::uint64_t counts = counts_.load(std::memory_order_relaxed);
+  const std::uint64_t version = words_[kVersion].load(std::memory_order_acquire);
+  const std::uint64_t sizes = words_[kSizes].load(std::memory_order_relaxed);
+  const std::uint64_t counts = words_[kCounts].load(std::memory_order_relaxed);
   Negotiated session;
   session.major = static_cast<std::uint32_t>(version >> 32);
   session.minor = static_cast<std::uint32_t>(version);
-  session.flags = flags_.load(std::memory_order_relaxed);
+  session.flags = words_[kFlags].load(std::memory_order_relaxed);
   session.max_readahead = static_cast<std::uint32_t>(sizes >> 32);
   session.max_write = static_cast<std::uint32_t>(sizes);
   session.max_pages = static_cast<std::uint16_t>(counts >> 32);
@@ -47,14 +58,15 @@ Negotiated SharedSession::load() const {
 }
 
 void SharedSession::store(const Negotiated& session) {
-  flags_.store(session.flags, std::memory_order_relaxed);
-  sizes_.store(std::uint64_t{session.max_readahead} << 32 | session.max_write,
-               std::memory_order_relaxed);
-  counts_.store(std::uint64_t{session.max_pages} << 32 |
-                    std::uint64_t{session.max_background} << 16 | session.congestion_threshold,
-                std::memory_order_relaxed);
+  set(kFlags, session.flags, std::memory_order_relaxed);
+  set(kSizes, std::uint64_t{session.max_readahead} << 32 | session.max_write,
+      std::memory_order_relaxed);
+  set(kCounts,
+      std::uint64_t{session.max_pages} << 32 | std::uint64_t{session.max_background} << 16 |
+          session.congestion_threshold,
+      std::memory_order_relaxed);
   // Last: whoever sees that there is a session sees the rest of it.
-  version_.store(std::uint64_t{session.major} << 32 | session.minor, std::memory_order_release);
+  set(kVersion, std::uint64_t{session.major} << 32 | session.minor, std::memory_order_release);
 }
 
 // A request whose header was read.
@@ -62,15 +74,17 @@ struct Dispatcher::Incoming {
   fuse_in_header header{};
   const Row* row = nullptr;
   SharedBytes rest;  // behind the header
-  bool faulted = false;
+  Delivery delivery;
 };
 
 Dispatcher::Dispatcher(FileSystem& file_system, Settings settings)
-    : file_system_(file_system), settings_([&settings] {
+    : file_system_(file_system),
+      settings_([&settings] {
         // With idmapped mounts most requests come without a uid: nobody could be told apart.
         if (settings.root_only) settings.offer.idmapped_mounts = false;
         return settings;
-      }()) {}
+      }()),
+      session_(settings_.session) {}
 
 std::uint32_t Dispatcher::give_up(const char* why) {
   unanswerable_.fetch_add(1, std::memory_order_relaxed);
@@ -78,7 +92,7 @@ std::uint32_t Dispatcher::give_up(const char* why) {
   return 0;
 }
 
-std::uint32_t Dispatcher::serve(SharedBytes request, SharedBytes reply, bool faulted,
+std::uint32_t Dispatcher::serve(SharedBytes request, SharedBytes reply, Delivery delivery,
                                 Scheduler& scheduler, Scratch& scratch) {
   reply.prefetch_for_write(kUsualReply);
   Incoming incoming;
@@ -87,7 +101,7 @@ std::uint32_t Dispatcher::serve(SharedBytes request, SharedBytes reply, bool fau
   const fuse_in_header& header = incoming.header;
   incoming.row = &row_of(header.opcode);
   incoming.rest = request;
-  incoming.faulted = faulted;
+  incoming.delivery = delivery;
 
   const bool logs = log::enabled(log::Level::kDebug);
   const std::string_view name = incoming.row->name.empty() ? "?" : incoming.row->name;
@@ -96,6 +110,8 @@ std::uint32_t Dispatcher::serve(SharedBytes request, SharedBytes reply, bool fau
                header.opcode, header.nodeid, header.uid, header.gid, header.pid, header.len);
 
   if (!incoming.row->answers) {
+    // Rather once too few than twice: what is forgotten too often is gone.
+    if (delivery.again) return 0;
     SharedBytes nothing;
     Body body{nothing, {}};
     const auto result = execute(incoming, body, scheduler, scratch);
@@ -139,7 +155,8 @@ std::uint32_t Dispatcher::serve(SharedBytes request, SharedBytes reply, bool fau
 Result<> Dispatcher::admit(const Incoming& incoming, const Negotiated& session) const {
   const Row& row = *incoming.row;
   const fuse_in_header& header = incoming.header;
-  if (incoming.faulted) return Errno{EFAULT};
+  if (incoming.delivery.faulted) return Errno{EFAULT};
+  if (incoming.delivery.deadly) return Errno{EIO};
   if (header.len < sizeof header || header.len - sizeof header > incoming.rest.size())
     return Errno{EINVAL};
   if (header.opcode == FUSE_INIT) return {};
@@ -162,7 +179,8 @@ Result<> Dispatcher::execute(Incoming& incoming, Body& body, Scheduler& schedule
                        .supplementary_group = {}},
             .security = {},
             .session = session_.load(),
-            .scheduler = scheduler};
+            .scheduler = scheduler,
+            .again = incoming.delivery.again};
   TRY(admit(incoming, call.session));
   if (header.opcode == FUSE_DESTROY) {
     reset();

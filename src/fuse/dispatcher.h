@@ -10,7 +10,9 @@
 // or none, and the file system keeps its tables whole.
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -34,14 +36,36 @@ struct Scratch {
 // harmless because each was valid for this guest at some time.
 class SharedSession {
  public:
+  using Words = std::array<std::atomic<std::uint64_t>, 4>;
+
+  // The one that `kept` has, if it has any; changes go there as well, for a successor. None:
+  // nowhere.
+  explicit SharedSession(Words* kept);
+
   Negotiated load() const;
   void store(const Negotiated& session);
 
  private:
-  std::atomic<std::uint64_t> version_{0};  // major, minor
-  std::atomic<std::uint64_t> flags_{0};
-  std::atomic<std::uint64_t> sizes_{0};   // max_readahead, max_write
-  std::atomic<std::uint64_t> counts_{0};  // max_pages, max_background, congestion_threshold
+  enum Word : std::size_t {
+    kVersion,  // major, minor
+    kFlags,
+    kSizes,   // max_readahead, max_write
+    kCounts,  // max_pages, max_background, congestion_threshold
+  };
+  void set(Word word, std::uint64_t value, std::memory_order order);
+
+  Words words_{};
+  Words* kept_;
+};
+
+// How a request came.
+struct Delivery {
+  // Some buffer of it lies in no memory region, and the views end before it: answered EFAULT.
+  bool faulted = false;
+  // Call::again. What takes no answer isn't done a second time.
+  bool again = false;
+  // Processes that served it died twice: answered EIO.
+  bool deadly = false;
 };
 
 class Dispatcher {
@@ -51,22 +75,22 @@ class Dispatcher {
     bool read_only = false;  // operations that write answer EROFS
     bool root_only = false;  // -o allow_root: only uid 0 and the daemon's own may ask
     std::uint32_t own_uid = 0;
+    SharedSession::Words* session = nullptr;  // where it is kept; none: nowhere
   };
 
   Dispatcher(FileSystem& file_system, Settings settings);
 
   // Serves one request. Returns the bytes written to `reply` (the ring's
   // used.len): exactly the reply header's len, or 0 for a request that has no
-  // answer or no room for one. `faulted`: some buffer of the chain lies in no
-  // memory region, and the views end before it; the request is answered EFAULT.
-  std::uint32_t serve(SharedBytes request, SharedBytes reply, bool faulted, Scheduler& scheduler,
-                      Scratch& scratch);
+  // answer or no room for one.
+  std::uint32_t serve(SharedBytes request, SharedBytes reply, Delivery delivery,
+                      Scheduler& scheduler, Scratch& scratch);
 
   // The device was reset: as DESTROY. Call while no request is in flight.
   void reset() EXCLUDES(session_change_);
 
   Negotiated session() const { return session_.load(); }
-  // For a successor process: go on with a session that was negotiated before.
+  // Goes on with a session that was negotiated before.
   void restore(const Negotiated& session) { session_.store(session); }
 
   // Requests that could not be answered: too short for a header, without room

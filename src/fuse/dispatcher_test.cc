@@ -318,7 +318,7 @@ TEST(Dispatcher, StaysWholeWhenAGuestSendsInitWhileOthersAreServed) {
     Scratch scratch;
     const std::uint32_t used =
         dispatcher.serve(SharedBytes{{&in, 1}, request.size()},
-                         SharedBytes{{&out, 1}, space.size()}, false, scheduler, scratch);
+                         SharedBytes{{&out, 1}, space.size()}, {}, scheduler, scratch);
     fuse_out_header reply{};
     std::memcpy(&reply, space.data(), sizeof reply);
     EXPECT_EQ(used, reply.len);

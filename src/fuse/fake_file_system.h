@@ -374,9 +374,9 @@ class Guest {
     auto request_pieces = pieces_of(request);
     auto reply_pieces = pieces_of(space);
     Reply reply;
-    reply.used =
-        dispatcher.serve(SharedBytes{request_pieces, request.size()},
-                         SharedBytes{reply_pieces, space.size()}, faulted, scheduler, scratch);
+    reply.used = dispatcher.serve(SharedBytes{request_pieces, request.size()},
+                                  SharedBytes{reply_pieces, space.size()}, {.faulted = faulted},
+                                  scheduler, scratch);
     if (reply.used >= sizeof reply.header) {
       std::memcpy(&reply.header, space.data(), sizeof reply.header);
       reply.body.assign(space.begin() + sizeof reply.header,

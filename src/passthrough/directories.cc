@@ -186,7 +186,9 @@ Result<> Passthrough::readdirplus(fuse::Call& call, HandleId id, std::uint64_t o
 }
 
 Result<> Passthrough::releasedir(fuse::Call& call, const fuse::ReleaseArgs& args) {
-  return handles_.release(args.handle, HandleKind::kDirectory, call.node);
+  const Result<> released = handles_.release(args.handle, HandleKind::kDirectory, call.node);
+  if (!released && call.again) return {};
+  return released;
 }
 
 Result<> Passthrough::fsyncdir(fuse::Call& call, HandleId id, bool data_only) {

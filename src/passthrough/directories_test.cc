@@ -162,5 +162,38 @@ TEST_F(Directories, OnlyDirectoriesAreListed) {
   EXPECT_EQ(list(lookup("a"), handle, 0, 4096, false).error(), Errno{EBADF});
 }
 
+TEST_F(Directories, AListingGoesOnInASuccessor) {
+  keep_state();
+  ::mkdir(path("d").c_str(), 0755);
+  constexpr int kFiles = 500;
+  for (int i = 0; i < kFiles; i++) write_file("d/file" + std::to_string(i), "");
+  const NodeId d = lookup("d");
+  for (const bool plus : {false, true}) {
+    const HandleId handle = opendir(d);
+    std::map<std::string, int> seen;
+    std::uint64_t offset = 0;
+    for (int requests = 0;; ++requests) {
+      const auto entries = list(d, handle, offset, 4096, plus);
+      ASSERT_TRUE(entries) << entries.error().text();
+      if (entries->empty()) break;
+      // The last answer didn't arrive: it is asked for once more.
+      if (requests % 3 == 1) {
+        succeed();
+        continue;
+      }
+      for (const Listed& entry : *entries) {
+        seen[entry.name]++;
+        EXPECT_EQ(entry.node != 0, plus && entry.name[0] != '.') << entry.name;
+      }
+      offset = entries->back().next;
+    }
+    expect_each_once(seen, kFiles + 2);
+    auto c = call(d);
+    EXPECT_TRUE(
+        fs().releasedir(c, {.handle = handle, .flags = 0, .release_flags = 0, .owner = {}}));
+    EXPECT_EQ(list(d, handle, 0, 4096, plus).error(), Errno{EBADF});
+  }
+}
+
 }  // namespace
 }  // namespace virtiofsd

@@ -2,7 +2,13 @@
 //
 // Names made and taken away: MKNOD, MKDIR, SYMLINK, LINK, CREATE, TMPFILE,
 // UNLINK, RMDIR, RENAME.
+#include <limits.h>
 #include <linux/fs.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+
+#include <array>
+#include <string_view>
 
 #include "base/log.h"
 #include "base/uninitialized.h"
@@ -16,10 +22,40 @@ namespace {
 // Somebody on the host may make and remove a name between our two looks at it.
 constexpr int kCreateAttempts = 8;
 
+// What a request made that is served again was made a moment ago.
+constexpr std::int64_t kMomentAgo = 60;  // seconds
+
 // The name was made in this request and its maker gets an error: take it away.
 void undo(FdRef directory, Name name, int flags) {
   if (const auto removed = sys::unlinkat(directory, name, flags); !removed)
     log::debug("a half made entry stays behind: {}", removed.error().text());
+}
+
+bool is_recent(const struct statx_timestamp& time) {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  return now.tv_sec - time.tv_sec < kMomentAgo;
+}
+
+// By its birth, where the file system tells: a directory changes with what is made in it.
+bool is_new(const struct statx& stx) {
+  return is_recent((stx.stx_mask & STATX_BTIME) != 0 ? stx.stx_btime : stx.stx_ctime);
+}
+
+// Whether what has the name is what a request made that is served again, as far as can be told.
+template <typename Same>
+bool was_made(const fuse::Call& call, Errno error, FdRef directory, Name name, Same&& same) {
+  UNINITIALIZED struct statx stx;
+  return call.again && error == Errno{EEXIST} &&
+         sys::statx(directory, name, 0, sys::kStatxMask, &stx) && is_new(stx) && same(stx);
+}
+
+bool leads_to(FdRef directory, Name name, std::string_view target) {
+  const auto link = sys::open_path(directory, name);
+  std::array<char, PATH_MAX> text;
+  if (!link) return false;
+  const auto size = sys::readlink(*link, text);
+  return size && std::string_view{text.data(), *size} == target;
 }
 
 }  // namespace
@@ -58,15 +94,16 @@ mode_t Passthrough::mode_for_create(std::uint32_t mode) const {
   return wanted;
 }
 
-template <typename Make>
+template <typename Make, typename Same>
 Result<fuse_entry_out> Passthrough::make(fuse::Call& call, Name name, std::uint32_t umask,
-                                         mode_t mode, int undo_flags, Make&& make_it) {
+                                         mode_t mode, int undo_flags, Make&& make_it, Same&& same) {
   const InodeRef directory = TRY(inodes_->pin(call.node));
   const FdRef in = TRY(inodes_->fd(directory));
-  TRY(as_caller(call, in, [&] {
+  const Result<> done = as_caller(call, in, [&] {
     const ScopedUmask masking{call.session, umask, mode};
     return make_it(in, mode);
-  }));
+  });
+  if (!done && !was_made(call, done.error(), in, name, same)) return done.error();
   UNINITIALIZED struct statx stx;
   const InodeRef inode = TRY(inodes_->made(directory, name, &stx));
   Owed owed{*inodes_, inode.id()};
@@ -83,8 +120,16 @@ Result<fuse_entry_out> Passthrough::make(fuse::Call& call, Name name, std::uint3
 }
 
 Result<fuse_entry_out> Passthrough::symlink(fuse::Call& call, Name name, const char* target) {
-  return make(call, name, 0, 0, 0,
-              [&](FdRef in, mode_t) { return sys::symlinkat(target, in, name); });
+  FdRef directory;
+  return make(
+      call, name, 0, 0, 0,
+      [&](FdRef in, mode_t) {
+        directory = in;
+        return sys::symlinkat(target, in, name);
+      },
+      [&](const struct statx& stx) {
+        return S_ISLNK(stx.stx_mode) && leads_to(directory, name, target);
+      });
 }
 
 Result<fuse_entry_out> Passthrough::mknod(fuse::Call& call, Name name, const fuse_mknod_in& in) {
@@ -92,14 +137,23 @@ Result<fuse_entry_out> Passthrough::mknod(fuse::Call& call, Name name, const fus
   if (!(S_ISREG(type) || S_ISFIFO(type) || S_ISSOCK(type) || S_ISCHR(type) || S_ISBLK(type)))
     return Errno{EINVAL};
   // The protocol's device number has the bits where mknod(2) wants them.
-  return make(call, name, in.umask, mode_for_create(in.mode), 0, [&](FdRef directory, mode_t mode) {
-    return sys::mknodat(directory, name, type | mode, in.rdev);
-  });
+  return make(
+      call, name, in.umask, mode_for_create(in.mode), 0,
+      [&](FdRef directory, mode_t mode) {
+        return sys::mknodat(directory, name, type | mode, in.rdev);
+      },
+      [&](const struct statx& stx) {
+        const bool is_device = S_ISCHR(type) || S_ISBLK(type);
+        return (stx.stx_mode & S_IFMT) == type &&
+               (!is_device || ::makedev(stx.stx_rdev_major, stx.stx_rdev_minor) == in.rdev);
+      });
 }
 
 Result<fuse_entry_out> Passthrough::mkdir(fuse::Call& call, Name name, const fuse_mkdir_in& in) {
-  return make(call, name, in.umask, in.mode & 07777, AT_REMOVEDIR,
-              [&](FdRef directory, mode_t mode) { return sys::mkdirat(directory, name, mode); });
+  return make(
+      call, name, in.umask, in.mode & 07777, AT_REMOVEDIR,
+      [&](FdRef directory, mode_t mode) { return sys::mkdirat(directory, name, mode); },
+      [](const struct statx& stx) { return S_ISDIR(stx.stx_mode); });
 }
 
 // As the daemon: who may link what was for the guest to say, and the new name
@@ -110,7 +164,9 @@ Result<fuse_entry_out> Passthrough::link(fuse::Call& call, NodeId existing, Name
   if (inode.is_directory()) return Errno{EPERM};
   const FdRef fd = TRY(inodes_->fd(inode));
   const FdRef in = TRY(inodes_->fd(directory));
-  TRY(sys::linkat(fd, in, name));
+  const Result<> linked = sys::linkat(fd, in, name);
+  const bool may_be_done = !linked && call.again && linked.error() == Errno{EEXIST};
+  if (!linked && !may_be_done) return linked.error();
 
   UNINITIALIZED struct statx stx;
   const InodeRef found = TRY(inodes_->lookup(directory, name, 0, &stx));
@@ -119,6 +175,7 @@ Result<fuse_entry_out> Passthrough::link(fuse::Call& call, NodeId existing, Name
     owed.give();
     return entry_of(call, found, stx);
   }
+  if (may_be_done) return Errno{EEXIST};
   // The name means another file by now; the guest asked for this one.
   TRY(inodes_->stat(inode, sys::kStatxMask, &stx));
   inodes_->add_lookup(inode);
@@ -174,19 +231,24 @@ Result<fuse::Created> Passthrough::open_existing(fuse::Call& call, const InodeRe
   if (inode.is_directory()) return Errno{EISDIR};
   if (!inode.is_regular()) return Errno{ESTALE};
   const FdRef path = TRY(inodes_->fd(inode));
+  const fuse::Caller caller = TRY(host_caller(call));
+  const bool is_maker = call.again && is_new(stx) && stx.stx_uid == caller.uid;
   UniqueFd fd;
   {
-    const fuse::Caller caller = TRY(host_caller(call));
     ScopedWithoutFsetid killing;
     if ((plan.flags & O_TRUNC) != 0 && kills_set_ids(call, args.open_flags))
       TRY(drop_fsetid(call, path, killing));
     ScopedCredentials credentials;
-    if (settings_.can_switch_user)
-      TRY(credentials.assume(caller, ScopedCredentials::Override::kNone));
+    // Who has just made it may open it once, whatever its mode.
+    if (settings_.can_switch_user) {
+      TRY(credentials.assume(caller, is_maker ? ScopedCredentials::Override::kDac
+                                              : ScopedCredentials::Override::kNone));
+    }
     auto opened = open_by_plan(plan, [&](int flags) { return sys::reopen(path, flags); });
     if (!opened && opened.error() == Errno{EACCES}) return Errno{ESTALE};
     fd = TRY(std::move(opened));
   }
+  if (is_maker && call.security) TRY(set_security_context(call, fd));
   if ((plan.flags & O_TRUNC) != 0) {
     TRY(drop_capability_xattr(fd));
     TRY(sys::statx(fd, sys::kStatxMask, &stx));
@@ -213,7 +275,10 @@ Result<fuse::Created> Passthrough::create(fuse::Call& call, Name name,
       if (!made) undo(in, name, 0);
       return made;
     }
-    if (fd.error() != Errno{EEXIST} || (args.flags & O_EXCL) != 0) return fd.error();
+    if (fd.error() != Errno{EEXIST}) return fd.error();
+    const auto is_file = [](const struct statx& stx) { return S_ISREG(stx.stx_mode); };
+    if ((args.flags & O_EXCL) != 0 && !was_made(call, fd.error(), in, name, is_file))
+      return fd.error();
     auto existing = open_existing(call, directory, name, args, plan);
     if (existing || existing.error() != Errno{ENOENT} || attempt == kCreateAttempts)
       return existing;
@@ -234,7 +299,10 @@ Result<> Passthrough::unlink(fuse::Call& call, Name name) {
   const InodeRef directory = TRY(inodes_->pin(call.node));
   const FdRef in = TRY(inodes_->fd(directory));
   inodes_->before_removal(directory, name);
-  TRY(sys::unlinkat(in, name, 0));
+  if (const Result<> gone = sys::unlinkat(in, name, 0);
+      !gone && !(call.again && gone.error() == Errno{ENOENT})) {
+    return gone.error();
+  }
   inodes_->after_removal(directory, name);
   return {};
 }
@@ -243,7 +311,10 @@ Result<> Passthrough::rmdir(fuse::Call& call, Name name) {
   const InodeRef directory = TRY(inodes_->pin(call.node));
   const FdRef in = TRY(inodes_->fd(directory));
   inodes_->before_removal(directory, name);
-  TRY(sys::unlinkat(in, name, AT_REMOVEDIR));
+  if (const Result<> gone = sys::unlinkat(in, name, AT_REMOVEDIR);
+      !gone && !(call.again && gone.error() == Errno{ENOENT})) {
+    return gone.error();
+  }
   inodes_->after_removal(directory, name);
   return {};
 }
@@ -260,14 +331,25 @@ Result<> Passthrough::rename(fuse::Call& call, Name from, NodeId to_directory, N
   const auto rename = [&](std::uint32_t more) {
     return sys::renameat2(source_fd, from, target_fd, to, flags | more);
   };
+  // Done twice it would be undone, and nothing tells whether it was done. Or a whiteout would take
+  // the place of the file.
+  if (call.again && (flags & (RENAME_EXCHANGE | RENAME_WHITEOUT)) != 0) return Errno{EIO};
   inodes_->before_rename(source, from, target, to, exchange);
+  Result<> renamed;
   if (exchange || (flags & RENAME_NOREPLACE) != 0 || !inodes_->has_cold_children(target)) {
-    TRY(rename(0));
+    renamed = rename(0);
   } else if (!rename(RENAME_NOREPLACE)) {
     // Mostly nothing is replaced, and looking would cost as much as half a rename. Now something
     // may be (EEXIST), or the file system doesn't know the flag (EINVAL).
     inodes_->before_removal(target, to);
-    TRY(rename(0));
+    renamed = rename(0);
+  }
+  if (!renamed) {
+    UNINITIALIZED struct statx stx;
+    const bool was_renamed = call.again && renamed.error() == Errno{ENOENT} &&
+                             sys::statx(target_fd, to, 0, STATX_CTIME, &stx) &&
+                             is_recent(stx.stx_ctime);
+    if (!was_renamed) return renamed.error();
   }
   if (!exchange) inodes_->after_removal(target, to);
   inodes_->after_rename(source, from, target, to, exchange);

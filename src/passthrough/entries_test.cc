@@ -4,6 +4,8 @@
 
 #include <memory>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "passthrough/passthrough_fixture.h"
 #include "sys/files.h"
@@ -330,6 +332,243 @@ TEST_F(Entries, AThreadThatWasNotAnnouncedStillSwitchesOnlyItself) {
   other.join();
   EXPECT_EQ(host("x").st_uid, 1000U);
   EXPECT_EQ(sys::fs_uid(), 0U);
+}
+
+// ---- served again by a successor ----------------------------------------------------
+
+class EntriesAgain : public Entries {
+ protected:
+  using Entries::unlink;
+
+  Result<fuse_entry_out> symlink(const fuse::Call& made, const std::string& text,
+                                 const char* target) {
+    fuse::Call c = made;
+    return fs().symlink(c, name(text), target);
+  }
+  Result<fuse_entry_out> link(const fuse::Call& made, NodeId existing, const std::string& text) {
+    fuse::Call c = made;
+    return fs().link(c, existing, name(text));
+  }
+  Result<> unlink(const fuse::Call& made, const std::string& text) {
+    fuse::Call c = made;
+    return fs().unlink(c, name(text));
+  }
+  Result<> rmdir(const fuse::Call& made, const std::string& text) {
+    fuse::Call c = made;
+    return fs().rmdir(c, name(text));
+  }
+  Result<> rename(const fuse::Call& made, const std::string& from, const std::string& to,
+                  std::uint32_t flags = 0) {
+    fuse::Call c = made;
+    return fs().rename(c, name(from), NodeId{1}, name(to), flags);
+  }
+  // Makes one thing of each kind, or finds that it is made.
+  std::vector<std::pair<std::string, Result<fuse_entry_out>>> make_all(const fuse::Call& made) {
+    std::vector<std::pair<std::string, Result<fuse_entry_out>>> all;
+    all.emplace_back("dir", mkdir(made, "dir", 0755));
+    all.emplace_back("fifo", mknod(made, "fifo", S_IFIFO | 0644));
+    all.emplace_back("node", mknod(made, "node", S_IFREG | 0644));
+    all.emplace_back("null", mknod(made, "null", S_IFCHR | 0644, 0x103));
+    all.emplace_back("sym", symlink(made, "sym", "some/where"));
+    all.emplace_back("linked", link(made, lookup("existing"), "linked"));
+    return all;
+  }
+  bool is_known(std::uint64_t node) {
+    auto c = call(NodeId{node});
+    return fs().getattr(c, {}).has_value();
+  }
+};
+
+TEST_F(EntriesAgain, WhatIsNotMadeYetIsMade) {
+  write_file("existing", "");
+  for (const auto& [text, made] : make_all(again())) {
+    ASSERT_TRUE(made) << text << ": " << made.error().text();
+    EXPECT_EQ(made->attr.ino, host(text).st_ino) << text;
+  }
+  const auto created = create(again(), "file", O_RDWR | O_EXCL, 0640);
+  ASSERT_TRUE(created);
+  EXPECT_EQ(host("file").st_mode & 07777, 0640U);
+}
+
+TEST_F(EntriesAgain, WhatIsMadeAlreadyIsTheAnswer) {
+  write_file("existing", "");
+  const auto first = make_all(call());
+  for (const auto& [text, made] : first) ASSERT_TRUE(made) << text << ": " << made.error().text();
+  const auto second = make_all(again());
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    const auto& [text, made] = second[i];
+    ASSERT_TRUE(made) << text << ": " << made.error().text();
+    EXPECT_EQ(made->nodeid, first[i].second->nodeid) << text;
+    EXPECT_EQ(made->attr.ino, host(text).st_ino) << text;
+    EXPECT_EQ(made->attr.mode, host(text).st_mode) << text;
+    // The answer counts as a lookup, as any.
+    const NodeId node{made->nodeid};
+    fs().forget(node, 1);
+    EXPECT_TRUE(is_known(node.value)) << text;
+    fs().forget(node, text == "linked" ? 3 : 1);  // looked up twice by its other name
+    EXPECT_FALSE(is_known(node.value)) << text;
+  }
+  EXPECT_EQ(host("existing").st_nlink, 2U);
+}
+
+TEST_F(EntriesAgain, ServedForTheFirstTimeWhatIsThereIsInTheWay) {
+  write_file("existing", "");
+  for (const auto& [text, made] : make_all(call())) ASSERT_TRUE(made) << text;
+  const std::uint64_t count = fs().inodes().count();
+  for (const auto& [text, made] : make_all(call())) EXPECT_EQ(made.error(), Errno{EEXIST}) << text;
+  ASSERT_TRUE(create(call(), "file", O_RDWR | O_EXCL, 0640));
+  EXPECT_EQ(create(call(), "file", O_RDWR | O_EXCL, 0640).error(), Errno{EEXIST});
+  EXPECT_EQ(fs().inodes().count(), count + 1);
+}
+
+TEST_F(EntriesAgain, WhatIsOfAnotherKindIsInTheWay) {
+  write_file("existing", "");
+  for (const auto& [text, made] : make_all(call())) ASSERT_TRUE(made) << text;
+  const std::uint64_t count = fs().inodes().count();
+  for (const char* text : {"fifo", "node", "null", "sym"})
+    EXPECT_EQ(mkdir(again(), text, 0755).error(), Errno{EEXIST}) << text;
+  for (const char* text : {"dir", "node", "null", "sym"})
+    EXPECT_EQ(mknod(again(), text, S_IFIFO | 0644).error(), Errno{EEXIST}) << text;
+  for (const char* text : {"dir", "fifo", "null", "sym"}) {
+    EXPECT_EQ(mknod(again(), text, S_IFREG | 0644).error(), Errno{EEXIST}) << text;
+    EXPECT_EQ(create(again(), text, O_RDWR | O_EXCL, 0644).error(), Errno{EEXIST}) << text;
+  }
+  EXPECT_EQ(mknod(again(), "null", S_IFBLK | 0644, 0x103).error(), Errno{EEXIST});
+  EXPECT_EQ(mknod(again(), "null", S_IFCHR | 0644, 0x105).error(), Errno{EEXIST});
+  EXPECT_TRUE(mknod(again(), "null", S_IFCHR | 0644, 0x103));
+  for (const char* text : {"dir", "fifo", "node", "null"})
+    EXPECT_EQ(symlink(again(), text, "some/where").error(), Errno{EEXIST}) << text;
+  for (const char* target : {"some/wher", "some/where/", "some/whera"})
+    EXPECT_EQ(symlink(again(), "sym", target).error(), Errno{EEXIST}) << target;
+  const NodeId other = lookup("node");
+  EXPECT_EQ(link(again(), other, "linked").error(), Errno{EEXIST});
+  EXPECT_EQ(link(again(), other, "dir").error(), Errno{EEXIST});
+  fs().forget(other, 1);
+  EXPECT_EQ(fs().inodes().count(), count) << "a refusal left a lookup behind";
+}
+
+// It was changed a moment ago, for it has got a name. It was made when this text was.
+TEST_F(EntriesAgain, WhatIsOldIsInTheWay) {
+  struct statx stx {};
+  if (::statx(AT_FDCWD, __FILE__, 0, STATX_BTIME, &stx) != 0 || (stx.stx_mask & STATX_BTIME) == 0 ||
+      ::time(nullptr) - stx.stx_btime.tv_sec < 120) {
+    GTEST_SKIP() << "nothing old is at hand";
+  }
+  if (::link(__FILE__, path("old").c_str()) != 0) GTEST_SKIP() << "it is on another file system";
+  EXPECT_EQ(mknod(again(), "old", S_IFREG | 0644).error(), Errno{EEXIST});
+  EXPECT_EQ(create(again(), "old", O_RDONLY | O_EXCL, 0644).error(), Errno{EEXIST});
+}
+
+TEST_F(EntriesAgain, AnExclusiveCreateThatIsDoneIsOpened) {
+  const auto who = call(NodeId{1}, 1000, 1000);
+  const auto first = create(who, "file", O_RDWR | O_EXCL, 0644);
+  ASSERT_TRUE(first);
+  const auto second = create(again(NodeId{1}, 1000, 1000), "file", O_RDWR | O_EXCL, 0644);
+  ASSERT_TRUE(second) << second.error().text();
+  EXPECT_EQ(second->entry.nodeid, first->entry.nodeid);
+  EXPECT_NE(second->open.fh, first->open.fh);
+  const NodeId node{second->entry.nodeid};
+  EXPECT_TRUE(write(node, HandleId{second->open.fh}, "text", 0));
+  EXPECT_EQ(read_file("file"), "text");
+  EXPECT_EQ(host("file").st_uid, 1000U);
+}
+
+TEST_F(EntriesAgain, AFileNobodyMayWriteIsOpenedForWritingByWhoMadeIt) {
+  for (const int flags : {O_RDWR | O_EXCL, O_RDWR, O_WRONLY | O_TRUNC}) {
+    ASSERT_TRUE(create(call(NodeId{1}, 1000, 1000), "file", flags, 0400));
+    const auto second = create(again(NodeId{1}, 1000, 1000), "file", flags, 0400);
+    ASSERT_TRUE(second) << second.error().text();
+    EXPECT_TRUE(write(NodeId{second->entry.nodeid}, HandleId{second->open.fh}, "text", 0, flags));
+    EXPECT_EQ(read_file("file"), "text");
+    // By nobody else, and by nobody who asks for the first time.
+    EXPECT_FALSE(create(again(NodeId{1}, 1001, 1000), "file", flags, 0400));
+    EXPECT_FALSE(create(call(NodeId{1}, 1000, 1000), "file", flags, 0400));
+    EXPECT_EQ(sys::fs_uid(), 0U);
+    ASSERT_TRUE(unlink("file"));
+  }
+}
+
+TEST_F(EntriesAgain, WhatIsRemovedAlreadyIsRemoved) {
+  write_file("a", "");
+  ::mkdir(path("d").c_str(), 0755);
+  EXPECT_TRUE(unlink(again(), "a"));
+  EXPECT_FALSE(std::filesystem::exists(path("a")));
+  EXPECT_TRUE(unlink(again(), "a"));
+  EXPECT_TRUE(rmdir(again(), "d"));
+  EXPECT_FALSE(std::filesystem::exists(path("d")));
+  EXPECT_TRUE(rmdir(again(), "d"));
+  EXPECT_EQ(unlink(call(), "a").error(), Errno{ENOENT});
+  EXPECT_EQ(rmdir(call(), "d").error(), Errno{ENOENT});
+}
+
+TEST_F(EntriesAgain, WhatCannotBeRemovedIsStillAnError) {
+  write_file("a", "");
+  ::mkdir(path("d").c_str(), 0755);
+  write_file("d/inside", "");
+  EXPECT_EQ(unlink(again(), "d").error(), Errno{EISDIR});
+  EXPECT_EQ(rmdir(again(), "a").error(), Errno{ENOTDIR});
+  EXPECT_EQ(rmdir(again(), "d").error(), Errno{ENOTEMPTY});
+  fuse::Call c = again(NodeId{0xdeadbeef});
+  EXPECT_EQ(fs().unlink(c, name("a")).error(), Errno{ESTALE});
+}
+
+TEST_F(EntriesAgain, ARenameThatIsDoneIsDone) {
+  write_file("a", "A");
+  const NodeId a = lookup("a");
+  EXPECT_TRUE(rename(again(), "a", "b"));
+  EXPECT_EQ(read_file("b"), "A");
+  EXPECT_FALSE(std::filesystem::exists(path("a")));
+  for (const std::uint32_t flags : {0U, static_cast<unsigned>(RENAME_NOREPLACE)}) {
+    EXPECT_TRUE(rename(again(), "a", "b", flags)) << flags;
+    EXPECT_EQ(rename(call(), "a", "b", flags).error(), Errno{ENOENT}) << flags;
+  }
+  EXPECT_EQ(read_file("b"), "A");
+  EXPECT_EQ(lookup("b"), a);
+  // Forgotten, it is found again under the name it has now.
+  fs().forget(a, 2);
+  auto c = call(a);
+  EXPECT_TRUE(fs().lookup_self(c));
+}
+
+TEST_F(EntriesAgain, ARenameThatReplacedSomethingIsDone) {
+  write_file("a", "A");
+  write_file("b", "B");
+  const NodeId b = lookup("b");
+  const HandleId handle = open(b, O_RDWR);
+  ASSERT_TRUE(rename(call(), "a", "b"));
+  EXPECT_TRUE(rename(again(), "a", "b"));
+  EXPECT_EQ(read_file("b"), "A");
+  EXPECT_TRUE(write(b, handle, "still", 0)) << "what was replaced is open";
+  EXPECT_EQ(read_file("b"), "A");
+}
+
+TEST_F(EntriesAgain, ARenameOfNothingIsNotDone) {
+  EXPECT_EQ(rename(again(), "a", "b").error(), Errno{ENOENT});
+  write_file("a", "A");
+  write_file("b", "B");
+  EXPECT_EQ(rename(again(), "a", "b", RENAME_NOREPLACE).error(), Errno{EEXIST});
+  EXPECT_EQ(read_file("a"), "A");
+  EXPECT_EQ(read_file("b"), "B");
+}
+
+TEST_F(EntriesAgain, AnExchangeIsNotTriedAgain) {
+  write_file("a", "A");
+  write_file("b", "B");
+  EXPECT_EQ(rename(again(), "a", "b", RENAME_EXCHANGE).error(), Errno{EIO});
+  EXPECT_EQ(read_file("a"), "A");
+  EXPECT_EQ(read_file("b"), "B");
+}
+
+// The whiteout that it left would be moved over the file.
+TEST_F(EntriesAgain, ARenameThatLeftAWhiteoutIsNotTriedAgain) {
+  write_file("a", "A");
+  const auto renamed = rename(call(), "a", "b", RENAME_WHITEOUT);
+  if (!renamed && renamed.error() == Errno{EINVAL}) GTEST_SKIP() << "no whiteouts here";
+  ASSERT_TRUE(renamed) << renamed.error().text();
+  ASSERT_TRUE(S_ISCHR(host("a").st_mode));
+  EXPECT_EQ(rename(again(), "a", "b", RENAME_WHITEOUT).error(), Errno{EIO});
+  EXPECT_EQ(read_file("b"), "A");
+  EXPECT_TRUE(S_ISCHR(host("a").st_mode));
 }
 
 }  // namespace

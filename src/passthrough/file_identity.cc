@@ -65,6 +65,17 @@ Mounts::Key Mounts::key_of(const struct statx& stx) {
           (stx.stx_mask & STATX_MNT_ID) != 0 ? stx.stx_mnt_id : 0};
 }
 
+Mounts::Mounts(std::span<MountRecord> records) : records_(records) {
+  Lock lock(mutex_);
+  for (const MountRecord& record : records_) {
+    if (record.known.load(std::memory_order_acquire) == 0) break;
+    const auto index = static_cast<std::uint16_t>(++count_);
+    others_.emplace(Key{record.device, record.id}, Mount{.index = index,
+                                                         .by_birth = record.by_birth != 0,
+                                                         .no_devices = record.no_devices != 0});
+  }
+}
+
 Result<Mount> Mounts::set_root(const struct statx& stx, FdRef root) {
   root_ = TRY(look_at(root));
   root_key_ = key_of(stx);
@@ -80,14 +91,27 @@ std::optional<Mount> Mounts::known(const struct statx& stx) const {
   return found->second;
 }
 
+std::size_t Mounts::count() const {
+  Lock lock(mutex_);
+  return count_;
+}
+
 Result<Mount> Mounts::learn(const struct statx& stx, FdRef on_it) {
   const Key key = key_of(stx);
   Mount mount = TRY(look_at(on_it));
   Lock lock(mutex_);
   const auto found = others_.find(key);
   if (found != others_.end()) return found->second;
-  if (others_.size() >= 0xffff) return Errno{ENFILE};
-  mount.index = static_cast<std::uint16_t>(others_.size() + 1);
+  if (count_ >= 0xffff) return Errno{ENFILE};
+  if (count_ < records_.size()) {
+    MountRecord& record = records_[count_];
+    record.device = key.device;
+    record.id = key.id;
+    record.by_birth = mount.by_birth ? 1 : 0;
+    record.no_devices = mount.no_devices ? 1 : 0;
+    record.known.store(1, std::memory_order_release);
+  }
+  mount.index = static_cast<std::uint16_t>(++count_);
   others_.emplace(key, mount);
   return mount;
 }

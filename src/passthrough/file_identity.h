@@ -10,10 +10,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <unordered_map>
 
 #include "base/result.h"
 #include "base/sync.h"
+#include "state/records.h"
 #include "sys/fd.h"
 
 namespace virtiofsd {
@@ -63,10 +65,14 @@ bool on_same_mount(const struct statx& one, const struct statx& other);
 // The mounts of the share that were seen so far. Any thread, but for set_root.
 class Mounts {
  public:
+  // Where they are kept for a successor, who finds there what is known already; may be empty.
+  explicit Mounts(std::span<MountRecord> records = {});
   // Before anything else, and once. Errors of fstatfs.
   Result<Mount> set_root(const struct statx& stx, FdRef root);
   // The mount of what `stx` tells of (STATX_MNT_ID), if it was learnt.
   std::optional<Mount> known(const struct statx& stx) const;
+  // Those beside the root's.
+  std::size_t count() const;
   // As known, learning it from a descriptor on it. ENFILE past 65535 mounts; errors of fstatfs.
   Result<Mount> learn(const struct statx& stx, FdRef on_it);
 
@@ -82,10 +88,12 @@ class Mounts {
   static Key key_of(const struct statx& stx);
   friend bool on_same_mount(const struct statx& one, const struct statx& other);
 
+  const std::span<MountRecord> records_;
   Key root_key_;
   Mount root_;
   mutable Mutex mutex_;
   std::unordered_map<Key, Mount, KeyHash> others_ GUARDED_BY(mutex_);
+  std::size_t count_ GUARDED_BY(mutex_) = 0;  // their highest index
 };
 
 }  // namespace virtiofsd

@@ -141,6 +141,25 @@ HandleTable::~HandleTable() {
   clear();
 }
 
+void HandleTable::take_over() {
+  State& state = *state_;
+  const auto is_whole = [&](std::uint32_t slot) {
+    const HandleRecord& record = state.handles.at(slot);
+    if (record.kind > static_cast<std::uint32_t>(HandleKind::kDirectory)) return false;
+    if (record.fd < 0) return false;
+    auto inode = state.inodes.pin_open(NodeId{record.node}, FdRef{record.fd});
+    if (!inode) return false;
+    OpenState& open = state.open_state(slot);
+    state.inodes.opened(*inode);
+    open.inode = std::move(*inode);
+    Lock lock(open.directory_lock);
+    open.directory_offset = OpenState::kNowhere;
+    return true;
+  };
+  // A descriptor of what was half done is nobody's any more, and was closed as such.
+  state.handles.take_over(is_whole, [&](std::uint32_t slot) { state.handles.at(slot).fd = -1; });
+}
+
 Result<HandleId> HandleTable::insert(HandleKind kind, InodeRef inode, UniqueFd fd,
                                      std::uint32_t open_flags) {
   State& state = *state_;

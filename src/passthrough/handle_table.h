@@ -28,6 +28,7 @@ struct OpenState {
   // Concurrent READDIRs on one handle share the file position: lseek + getdents64
   // happen under this lock, the only one held across a system call.
   Mutex directory_lock;
+  static constexpr std::uint64_t kNowhere = ~std::uint64_t{0};
   std::uint64_t directory_offset GUARDED_BY(directory_lock) = 0;  // where the descriptor stands
 
   // What was learned about the file's file system, so that it is asked once.
@@ -68,6 +69,10 @@ class HandleTable {
   // `limit`: open handles; beyond it insert says ENFILE.
   explicit HandleTable(InodeStore& inodes, std::uint32_t limit);
   ~HandleTable();
+
+  // What a process left behind in the arena that died: its descriptors are open here. Before
+  // anything else.
+  void take_over();
 
   // Takes the descriptor and the pin over.
   Result<HandleId> insert(HandleKind kind, InodeRef inode, UniqueFd fd, std::uint32_t open_flags);

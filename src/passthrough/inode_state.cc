@@ -181,9 +181,11 @@ void InodeStore::State::note_name(std::uint32_t slot, NodeId parent, Name name) 
   std::uint32_t old = 0;
   {
     Lock lock(stripe(slot));
-    old = record.name.exchange(*added, std::memory_order_relaxed);
+    // Who dies in between leaves a name that is noted again when it is seen.
+    record.name_hash.store(0, std::memory_order_relaxed);
+    old = record.name.exchange(*added, std::memory_order_release);
     before = NodeId{record.parent.exchange(parent.value, std::memory_order_relaxed)};
-    record.name_hash.store(hash, std::memory_order_relaxed);
+    record.name_hash.store(hash, std::memory_order_release);
     cold = record.fd.load(std::memory_order_relaxed) < 0;
   }
   // Two names, perhaps; nobody asked.
@@ -246,6 +248,9 @@ std::optional<sys::FileHandle> InodeStore::State::stored_handle(std::uint32_t sl
   UNINITIALIZED std::array<std::byte, Blobs::kMaxBytes + 1> packed;
   const std::size_t size = blobs.copy(reference, packed);
   sys::FileHandle handle;
+  // What a process left behind that failed may be anything.
+  if (size < sizeof handle.type || size - sizeof handle.type > handle.bytes.size())
+    return std::nullopt;
   std::memcpy(&handle.type, packed.data(), sizeof handle.type);
   handle.size = static_cast<std::uint32_t>(size - sizeof handle.type);
   std::memcpy(handle.bytes.data(), packed.data() + sizeof handle.type, handle.size);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
 // What is behind InodeStore: the records and the ways between a guest's node
-// and the host's file. In three parts:
+// and the host's file. In four parts:
 //   inode_state.cc       pins, identity, names, file handles
 //   inode_reach.cc       hot and cold: descriptors, and how a file is found again
 //   inode_forgetting.cc  what the guest has forgotten
+//   inode_succession.cc  what a process takes over from one that died
 //
 // Every method that takes a slot wants it pinned by the caller, unless it says
 // otherwise. No lock is held across a system call.
@@ -34,6 +35,7 @@
 #include "passthrough/other_names.h"
 #include "state/arena.h"
 #include "state/blobs.h"
+#include "state/plan.h"
 #include "state/records.h"
 #include "sys/fd.h"
 #include "sys/files.h"
@@ -84,7 +86,8 @@ struct InodeStore::State {
         index(inodes),
         blobs(arena->section(SectionKind::kBlobs)),
         forgotten(settings.remembered),
-        root(std::move(root_fd)) {}
+        root(std::move(root_fd)),
+        mounts(records_of<MountRecord>(arena->section(SectionKind::kMounts), kMaxMountRecords)) {}
 
   Settings settings;
   std::shared_ptr<Arena> arena;
@@ -366,6 +369,15 @@ struct InodeStore::State {
 
   // The record goes, unless the guest has more lookups of it than that.
   void drop(NodeId id, std::uint64_t most_lookups);
+
+  // ---- succession -------------------------------------------------------------------
+
+  // The records that a process left behind that died. Before anything else but set_root.
+  void take_over();
+  // Whether what it left is what the record says. Nothing else may be served or closed for it.
+  bool is_own_descriptor(const InodeRecord& record, FdRef fd);
+  // What was forgotten, once those who hold nodes have pinned them.
+  void put_forgotten_in_line();
 };
 
 }  // namespace virtiofsd

@@ -12,11 +12,10 @@
 #include "base/log.h"
 #include "base/uninitialized.h"
 #include "passthrough/inode_state.h"
+#include "state/plan.h"
 
 namespace virtiofsd {
 namespace {
-
-constexpr std::uint32_t kMaxHandleRecords = 1U << 20;
 
 // The only place that says "..": where it leads is checked by the caller.
 Result<UniqueFd> open_parent(FdRef directory) {
@@ -68,17 +67,6 @@ bool InodeRef::is_submount() const {
 
 // ---- InodeStore -----------------------------------------------------------------
 
-Result<std::shared_ptr<Arena>> InodeStore::make_arena(std::uint32_t max_inodes) {
-  const std::uint64_t inodes = std::uint64_t{max_inodes} + 2;
-  const std::array<SectionPlan, 3> plan = {
-      SectionPlan{SectionKind::kInodes, sizeof(InodeRecord), inodes},
-      SectionPlan{SectionKind::kHandles, sizeof(HandleRecord), kMaxHandleRecords},
-      // A name and, for some, a handle: two to three units each on average.
-      SectionPlan{SectionKind::kBlobs, Blobs::kUnit, inodes * 4},
-  };
-  return Arena::create(plan);
-}
-
 InodeStore::InodeStore(std::unique_ptr<State> state) : state_(std::move(state)) {}
 InodeStore::~InodeStore() {
   const std::uint32_t used = state_->inodes.used();
@@ -91,7 +79,7 @@ InodeStore::~InodeStore() {
 }
 
 Result<std::unique_ptr<InodeStore>> InodeStore::create(UniqueFd root, Settings settings) {
-  if (!settings.arena) settings.arena = TRY(make_arena(settings.max_inodes));
+  if (!settings.arena) settings.arena = TRY(Arena::create(arena_plan(settings.max_inodes)));
   UNINITIALIZED struct statx stx;
   TRY(sys::statx(root, sys::kStatxMask, &stx));
   if (!S_ISDIR(stx.stx_mode)) return Errno{ENOTDIR};
@@ -119,8 +107,13 @@ Result<std::unique_ptr<InodeStore>> InodeStore::create(UniqueFd root, Settings s
         tried || (tried.error() != Errno{ENOSYS} && tried.error() != Errno{EPERM});
   }
 
-  const std::uint32_t slot = TRY(state->inodes.allocate());
-  CHECK(slot == kRootSlot);
+  const bool takes_over = state->settings.take_over && state->inodes.used() > kRootSlot;
+  if (takes_over) {
+    state->take_over();
+  } else {
+    CHECK(TRY(state->inodes.allocate()) == kRootSlot);
+  }
+  constexpr std::uint32_t slot = kRootSlot;
   InodeRecord& record = state->at(slot);
   const FileIdentity identity = FileIdentity::of(stx, mount);
   record.ino = identity.ino;
@@ -145,6 +138,17 @@ Result<InodeRef> InodeStore::pin(NodeId id) {
   InodeRef inode{this, slot_of(id)};
   if (state_->at(inode.slot_).lookups.load(std::memory_order_relaxed) == 0) return Errno{ESTALE};
   return inode;
+}
+
+Result<InodeRef> InodeStore::pin_open(NodeId id, FdRef fd) {
+  if (!state_->try_pin(id)) return Errno{ESTALE};
+  InodeRef inode{this, slot_of(id)};
+  if (!state_->is_own_descriptor(state_->at(inode.slot_), fd)) return Errno{ESTALE};
+  return inode;
+}
+
+void InodeStore::end_take_over() {
+  state_->put_forgotten_in_line();
 }
 
 Result<InodeRef> InodeStore::recall(NodeId id, struct statx* out) {

@@ -77,15 +77,20 @@ class InodeStore {
     std::uint32_t max_inodes = 1U << 26;     // beyond: ENFILE to the guest
     std::uint32_t remembered = 1U << 15;     // nodes kept for recall after they were forgotten
     bool use_file_handles = false;           // open_by_handle_at is allowed to this process
-    std::shared_ptr<Arena> arena;            // made by make_arena; none: the store makes its own
+    std::shared_ptr<Arena> arena;            // by arena_plan; none: the store makes its own
+    // The arena has what a process left behind that died; its descriptors are open here.
+    bool take_over = false;
   };
-
-  // The sections this store and the handle table need.
-  static Result<std::shared_ptr<Arena>> make_arena(std::uint32_t max_inodes);
 
   // `root` is an O_PATH or O_RDONLY descriptor of the shared directory.
   static Result<std::unique_ptr<InodeStore>> create(UniqueFd root, Settings settings);
   ~InodeStore();
+
+  // With take_over, before the first request: a pin for who has the node open, whether the guest
+  // has forgotten it or not; and what is to come when all of those have theirs.
+  // ESTALE if there is no such node, or `fd` isn't of it.
+  Result<InodeRef> pin_open(NodeId id, FdRef fd);
+  void end_take_over();
 
   // A pin on a node the guest named. ESTALE for an id that was never given or
   // was forgotten. Lock-free.

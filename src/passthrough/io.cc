@@ -262,6 +262,16 @@ Result<> Passthrough::read(fuse::Call& call, const fuse::ReadArgs& args, fuse::B
   return {};
 }
 
+namespace {
+
+// Whether a write that is served again has put its data where the guest saw the end of the file.
+bool was_appended(const HandleRef& handle, std::uint64_t offset, const IoSpace& data) {
+  const auto readable = sys::reopen(handle.fd(), O_RDONLY | O_NONBLOCK);
+  return readable && sys::has_bytes(*readable, data, offset);
+}
+
+}  // namespace
+
 Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs& args,
                                          const IoSpace& data) {
   const HandleRef handle = TRY(handles_.find(args.handle, HandleKind::kFile, call.node));
@@ -282,6 +292,10 @@ Result<std::uint32_t> Passthrough::write(fuse::Call& call, const fuse::WriteArgs
   const bool is_synced = (flags & (RWF_SYNC | RWF_DSYNC)) != 0;
   if (is_synced || (handle.open_flags() & (O_DSYNC | O_DIRECT)) != 0)
     call.scheduler.about_to_block();
+  if (call.again && (flags & RWF_APPEND) != 0 && was_appended(handle, args.offset, data)) {
+    if (is_synced || (handle.open_flags() & O_DSYNC) != 0) TRY(sys::fsync(handle.fd()));
+    return static_cast<std::uint32_t>(data.size());
+  }
 
   // Honoured whether or not HANDLE_KILLPRIV_V2 was negotiated: direct I/O asks without it.
   ScopedWithoutFsetid killing;
@@ -327,8 +341,9 @@ Result<> Passthrough::flush(fuse::Call& call, HandleId id, LockOwner owner) {
 
 Result<> Passthrough::release(fuse::Call& call, const fuse::ReleaseArgs& args) {
   {
-    const HandleRef handle = TRY(handles_.find(args.handle, HandleKind::kFile, call.node));
-    locks_.release(handle, args.owner, args.release_flags);
+    const auto handle = handles_.find(args.handle, HandleKind::kFile, call.node);
+    if (!handle) return call.again ? Result<>{} : handle.error();
+    locks_.release(*handle, args.owner, args.release_flags);
   }
   return handles_.release(args.handle, HandleKind::kFile, call.node);
 }
@@ -346,6 +361,9 @@ Result<> Passthrough::fallocate(fuse::Call& call, const fuse_fallocate_in& in) {
   ScopedWithoutFsetid killing;
   if (may_have_to_kill(call) && TRY(has_set_id(handle)))
     TRY(drop_fsetid(call, handle.fd(), killing));
+  // These move what is there: done twice, it would be moved twice.
+  if (call.again && (in.mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)) != 0)
+    return Errno{EIO};
   call.scheduler.about_to_block();
   return sys::fallocate(handle.fd(), static_cast<int>(in.mode), in.offset, in.length);
 }

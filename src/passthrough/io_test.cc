@@ -5,6 +5,9 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
+#include <array>
+#include <fstream>
+
 #include "passthrough/passthrough_fixture.h"
 #include "sys/files.h"
 
@@ -419,6 +422,154 @@ TEST_F(Io, InodeFlagsAreTheOnlyIoctls) {
                        cut, answer.body)
                 .error(),
             Errno{EINVAL});
+}
+
+// ---- served again by a successor ----------------------------------------------------
+
+class IoAgain : public Io {
+ protected:
+  Result<std::uint32_t> append(const fuse::Call& made, HandleId handle, std::string text,
+                               std::uint64_t offset, std::uint32_t write_flags = 0,
+                               int flags = O_WRONLY | O_APPEND) {
+    // In two pieces, as the guest's pages are.
+    const std::size_t half = text.size() / 2;
+    std::array<iovec, 2> pieces{
+        iovec{.iov_base = text.data(), .iov_len = half},
+        iovec{.iov_base = text.data() + half, .iov_len = text.size() - half}};
+    fuse::Call c = made;
+    return fs().write(c,
+                      {.handle = handle,
+                       .offset = offset,
+                       .size = static_cast<std::uint32_t>(text.size()),
+                       .write_flags = write_flags,
+                       .flags = static_cast<std::uint32_t>(flags)},
+                      IoSpaceAccess::make(pieces, text.size()));
+  }
+};
+
+TEST_F(IoAgain, AnOpenFileGoesOn) {
+  keep_state();
+  write_file("a", "0123");
+  write_file("gone", "0123");
+  const NodeId a = lookup("a");
+  const NodeId gone = lookup("gone");
+  const HandleId handle = open(a, O_RDWR);
+  const HandleId handle_of_gone = open(gone, O_RDWR);
+  ASSERT_EQ(::unlink(path("gone").c_str()), 0);
+  for (int i = 0; i < 2; ++i) {
+    succeed();
+    EXPECT_EQ(read(a, handle, 1, 2), "12");
+    EXPECT_EQ(read(gone, handle_of_gone, 0, 10), "0123");
+    EXPECT_EQ(*write(a, handle, "45", 4), 2U);
+    EXPECT_EQ(read_file("a"), "012345");
+    EXPECT_EQ(fs().handles().count(), 2U);
+    EXPECT_EQ(fs().inodes().count(), 3U);
+    const HandleId more = open(a, O_RDONLY);
+    EXPECT_EQ(read(a, more, 0, 2), "01");
+    auto c = call(a);
+    EXPECT_TRUE(fs().release(c, {.handle = more, .flags = 0, .release_flags = 0, .owner = {}}));
+  }
+  ASSERT_TRUE(fs().init(session_)) << "a new session begins with nothing open";
+  EXPECT_EQ(fs().handles().count(), 0U);
+  EXPECT_EQ(fs().inodes().count(), 1U);
+  EXPECT_EQ(fs().inodes().descriptors(), 0U);
+}
+
+TEST_F(IoAgain, WhatIsAppendedAlreadyIsNotAppendedTwice) {
+  write_file("a", "0123");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_WRONLY | O_APPEND);
+  EXPECT_EQ(*append(again(a), handle, "456", 4), 3U);
+  EXPECT_EQ(read_file("a"), "0123456");
+  EXPECT_EQ(*append(again(a), handle, "456", 4), 3U);
+  EXPECT_EQ(read_file("a"), "0123456");
+  // Others went on after it.
+  std::ofstream(path("a"), std::ios::app) << "789";
+  EXPECT_EQ(*append(again(a), handle, "456", 4), 3U);
+  EXPECT_EQ(read_file("a"), "0123456789");
+  EXPECT_EQ(*append(call(a), handle, "456", 4), 3U);
+  EXPECT_EQ(read_file("a"), "0123456789456") << "asked twice, appended twice";
+}
+
+TEST_F(IoAgain, WhatOthersAppendedIsNotTakenForIt) {
+  const NodeId a = [&] {
+    write_file("a", "0123xyz");
+    return lookup("a");
+  }();
+  const HandleId handle = open(a, O_WRONLY | O_APPEND);
+  EXPECT_EQ(*append(again(a), handle, "456", 4), 3U);
+  EXPECT_EQ(read_file("a"), "0123xyz456");
+}
+
+TEST_F(IoAgain, WhatIsAppendedInPartOnlyIsAppended) {
+  write_file("a",
+             "0123"
+             "45");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_WRONLY | O_APPEND);
+  EXPECT_EQ(*append(again(a), handle, "456", 4), 3U);
+  EXPECT_EQ(read_file("a"), "012345456") << "nothing is lost";
+}
+
+TEST_F(IoAgain, WhatBelongsWhereItIsSaidIsWrittenThere) {
+  write_file("a", "0123");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_RDWR);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(*append(again(a), handle, "ab", 1, 0, O_RDWR), 2U);
+    EXPECT_EQ(*append(again(a), handle, "cd", 4, FUSE_WRITE_CACHE), 2U);
+    EXPECT_EQ(read_file("a"), "0ab3cd");
+  }
+  session_.flags |= FUSE_WRITEBACK_CACHE;
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(*append(again(a), handle, "ef", 6), 2U);
+    EXPECT_EQ(read_file("a"), "0ab3cdef");
+  }
+}
+
+TEST_F(IoAgain, AnAppendIsSyncedWhenAskedThoughItIsDone) {
+  settings_.cache = CacheMode::kNone;
+  write_file("a", "0123");
+  const NodeId a = lookup("a");
+  const HandleId handle = open(a, O_WRONLY | O_APPEND);
+  ASSERT_EQ(*append(call(a), handle, "456", 4), 3U);
+  scheduler_.blocks = 0;
+  EXPECT_EQ(*append(again(a), handle, "456", 4, 0, O_WRONLY | O_APPEND | O_DSYNC), 3U);
+  EXPECT_EQ(scheduler_.blocks, 1) << "it waits for the disk";
+  EXPECT_EQ(read_file("a"), "0123456");
+}
+
+TEST_F(IoAgain, WhatWouldMoveDataTwiceIsRefused) {
+  const std::string text = std::string(65536, 'a') + std::string(65536, 'b');
+  write_file("a", text);
+  const NodeId a = lookup("a");
+  fuse_fallocate_in in{};
+  in.fh = open(a, O_RDWR).value;
+  in.length = 65536;
+  for (const unsigned mode : {FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE}) {
+    in.mode = mode;
+    auto c = again(a);
+    EXPECT_EQ(fs().fallocate(c, in).error(), Errno{EIO}) << mode;
+    EXPECT_EQ(read_file("a"), text) << mode;
+  }
+}
+
+TEST_F(IoAgain, WhatMovesNothingIsDoneAgain) {
+  write_file("a", std::string(65536, 'a'));
+  const NodeId a = lookup("a");
+  fuse_fallocate_in in{};
+  in.fh = open(a, O_RDWR).value;
+  in.length = 100'000;
+  auto c = again(a);
+  const auto allocated = fs().fallocate(c, in);
+  if (!allocated && allocated.error() == Errno{EOPNOTSUPP}) GTEST_SKIP() << "no fallocate here";
+  ASSERT_TRUE(allocated) << allocated.error().text();
+  ASSERT_TRUE(fs().fallocate(c, in));
+  EXPECT_EQ(host("a").st_size, 100'000);
+  in.mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  in.length = 4096;
+  EXPECT_TRUE(fs().fallocate(c, in));
+  EXPECT_TRUE(fs().fallocate(c, in));
 }
 
 }  // namespace

@@ -10,7 +10,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <limits>
 #include <optional>
 #include <unordered_map>
 #include <utility>
@@ -18,37 +17,23 @@
 
 #include "base/check.h"
 #include "base/sync.h"
+#include "passthrough/lock_records.h"
 #include "sys/files.h"
 
 namespace virtiofsd {
 
 namespace {
 
-constexpr std::uint64_t kEnd = std::numeric_limits<std::int64_t>::max();
+using Range = LockRange;
+constexpr std::uint64_t kEnd = Range::kEnd;
 
 // How long a canceller keeps waking a waiter that does not leave (its file
 // system may not let it be interrupted); it stays cancelled after that.
 constexpr int kWakes = 64;
 constexpr auto kWakePause = std::chrono::milliseconds(1);
 
-struct Range {
-  std::uint64_t start = 0;
-  std::uint64_t end = 0;  // inclusive
-  std::uint32_t type = F_UNLCK;
-  std::uint32_t pid = 0;  // the guest's
-  HandleId handle{};      // it was set through
-
-  bool overlaps(const Range& other) const { return start <= other.end && other.start <= end; }
-  bool excludes(const Range& other) const {
-    return overlaps(other) && (type == F_WRLCK || other.type == F_WRLCK);
-  }
-  bool continued_by(const Range& next) const {
-    return type == next.type && pid == next.pid && handle == next.handle && end != kEnd &&
-           end + 1 == next.start;
-  }
-};
-
 // `held` (sorted, disjoint) with `with` laid over it; F_UNLCK leaves a hole.
+// What is as it was keeps its record.
 std::vector<Range> laid_over(const std::vector<Range>& held, const Range& with) {
   // Only what it overlaps changes, and the neighbours may join it.
   auto first = std::ranges::lower_bound(held, with.start, {}, &Range::end);
@@ -61,6 +46,7 @@ std::vector<Range> laid_over(const std::vector<Range>& held, const Range& with) 
   const auto add = [&result](const Range& range) {
     if (!result.empty() && result.back().continued_by(range)) {
       result.back().end = range.end;
+      result.back().record = 0;
     } else {
       result.push_back(range);
     }
@@ -79,12 +65,14 @@ std::vector<Range> laid_over(const std::vector<Range>& held, const Range& with) 
     if (range.start < with.start) {
       Range left = range;
       left.end = with.start - 1;
+      left.record = 0;
       add(left);
     }
     if (range.end > with.end) {
       place();
       Range right = range;
       right.start = with.end + 1;
+      right.record = 0;
       add(right);
     }
   }
@@ -168,19 +156,37 @@ class WakeSignalOpen {
   sigset_t before_;
 };
 
-// An open file description of an owner's. Waiters share it, so that an upgrade
-// or a flush doesn't close it under them.
-struct OwnedFd {
-  UniqueFd fd;
-  int access = O_RDONLY;
+// An open file description of an owner's, and its record. Waiters share it, so
+// that an upgrade or a flush doesn't close it under them.
+class OwnedFd {
+ public:
+  OwnedFd(LockRecords& records, std::uint32_t record, UniqueFd fd, int access)
+      : records_(records), record_(record), fd_(std::move(fd)), access_(access) {}
+  ~OwnedFd() { records_.remove_descriptor(record_); }  // while it is open still
+  OwnedFd(const OwnedFd&) = delete;
+  OwnedFd& operator=(const OwnedFd&) = delete;
+
+  std::uint32_t record() const { return record_; }
+  FdRef fd() const { return fd_; }
+  int access() const { return access_; }
+
+ private:
+  LockRecords& records_;
+  const std::uint32_t record_;
+  const UniqueFd fd_;
+  const int access_;
 };
 
 // The record locks of one owner on one inode.
 struct Owner {
+  Owner(NodeId of_node, LockOwner wanted) : node(of_node), id(wanted) {}
+
+  const NodeId node;
+  const LockOwner id;
   Mutex mutex;
   std::shared_ptr<OwnedFd> descriptor GUARDED_BY(mutex);
-  std::vector<Range> ranges GUARDED_BY(mutex);
-  bool dead GUARDED_BY(mutex) = false;  // cleared; nothing may be set any more
+  std::vector<Range> ranges GUARDED_BY(mutex);  // each with its record
+  bool dead GUARDED_BY(mutex) = false;          // cleared; nothing may be set any more
 
   std::atomic<std::size_t> held{0};    // ranges.size(), for who doesn't have the mutex
   std::atomic<std::uint32_t> uses{0};  // calls at work; changes up only under State::mutex
@@ -212,9 +218,10 @@ int lock_wake_signal() {
 struct LockCore::State {
   using Owners = std::unordered_map<LockOwner, std::shared_ptr<Owner>>;
 
-  explicit State(Limits wanted) : limits(wanted) {}
+  State(Limits wanted, std::shared_ptr<Arena> arena) : limits(wanted), records(std::move(arena)) {}
 
   const Limits limits;
+  LockRecords records;
 
   // Never held across a system call nor together with an Owner's.
   mutable Mutex mutex;
@@ -264,6 +271,8 @@ struct LockCore::State {
   void drop(Owner& owner, Range range) REQUIRES(owner.mutex);
   void restore(Owner& owner, const Range& range) REQUIRES(owner.mutex);
   void drop_handle(Owner& owner, HandleId handle) EXCLUDES(owner.mutex);
+  void take_over() EXCLUDES(mutex);
+  void take_over(Owner& owner, std::vector<Range> found) REQUIRES(owner.mutex);
 
   template <typename Block>
   Result<> wait(fuse::Call& call, const LockTarget& target, Waiter& waiter, const Block& block);
@@ -301,7 +310,7 @@ Result<LockCore::State::Use> LockCore::State::find_or_add(NodeId node, LockOwner
     }
     if (owner_count.load(std::memory_order_relaxed) >= limits.owners) return Errno{ENOLCK};
   }
-  auto added = std::make_shared<Owner>();
+  auto added = std::make_shared<Owner>(node, owner);
   nodes[node].emplace(owner, added);
   owner_count.fetch_add(1, std::memory_order_release);
   return use(std::move(added));
@@ -362,14 +371,13 @@ void LockCore::State::sweep(NodeId node) {
 // It is opened for no more than locks need: a descriptor open for writing
 // would keep the host from executing the file, and copies it up on an overlay.
 Result<> LockCore::State::prepare(Owner& owner, LockOpener& opener, std::uint32_t type) {
-  if (owner.descriptor && serves(owner.descriptor->access, type)) return {};
-  auto next = std::make_shared<OwnedFd>();
-  next->access = type == F_RDLCK ? O_RDONLY : O_RDWR;
-  auto opened = opener.open(next->access);
+  if (owner.descriptor && serves(owner.descriptor->access(), type)) return {};
+  int access = type == F_RDLCK ? O_RDONLY : O_RDWR;
+  auto opened = opener.open(access);
   if (!opened && type == F_WRLCK) {
     // A file that may be written but not read.
-    next->access = O_WRONLY;
-    opened = opener.open(next->access);
+    access = O_WRONLY;
+    opened = opener.open(access);
   }
   if (!opened) {
     // What fcntl(2) says when it lacks means; EAGAIN would read as a conflict.
@@ -380,12 +388,14 @@ Result<> LockCore::State::prepare(Owner& owner, LockOpener& opener, std::uint32_
     }
     return error;
   }
-  next->fd = std::move(*opened);
+  const std::uint32_t record = TRY(records.add_descriptor(owner.node, owner.id, *opened, access));
+  auto next = std::make_shared<OwnedFd>(records, record, std::move(*opened), access);
   if (!owner.ranges.empty()) {
     // Locks can't move between descriptions, but shared ones can be held by
     // both for a moment. What is held on a write-only descriptor is exclusive.
-    if (!serves(next->access, F_RDLCK) || owner.descriptor->access == O_WRONLY) return Errno{EBADF};
-    for (const Range& range : owner.ranges) TRY(ofd_set(next->fd, range));
+    if (!serves(access, F_RDLCK) || owner.descriptor->access() == O_WRONLY) return Errno{EBADF};
+    for (const Range& range : owner.ranges) TRY(ofd_set(next->fd(), range));
+    records.move(owner.ranges, record);
   }
   owner.descriptor = std::move(next);
   return {};
@@ -397,8 +407,8 @@ void LockCore::State::hold(Owner& owner, std::vector<Range> ranges) {
   owner.held.store(owner.ranges.size(), std::memory_order_release);
 }
 
-// Sets `range` in the kernel and in the table, or in neither. EAGAIN when
-// another holds it, ECANCELED when the owner was cleared away.
+// Sets `range` in the kernel, the records and the table, or in none of them.
+// EAGAIN when another holds it, ECANCELED when the owner was cleared away.
 Result<> LockCore::State::apply(Owner& owner, LockOpener& opener, const Range& range) {
   Lock lock(owner.mutex);
   if (range.type == F_UNLCK && owner.ranges.empty()) return {};
@@ -414,10 +424,13 @@ Result<> LockCore::State::apply(Owner& owner, LockOpener& opener, const Range& r
     range_count.fetch_sub(more);
     return Errno{ENOLCK};
   }
-  if (auto set = ofd_set(owner.descriptor->fd, range); !set) {
+  auto change = records.change(owner.ranges, next, owner.descriptor->record());
+  const Result<> set = change ? ofd_set(owner.descriptor->fd(), range) : change.error();
+  if (!set) {
     range_count.fetch_sub(more);
-    return set;
+    return set.error();
   }
+  change->commit();
   if (after < before) range_count.fetch_sub(before - after);
   hold(owner, std::move(next));
   return {};
@@ -426,6 +439,7 @@ Result<> LockCore::State::apply(Owner& owner, LockOpener& opener, const Range& r
 // The way out when the kernel can't do what must be done: closing the
 // descriptor always drops its locks.
 void LockCore::State::lose(Owner& owner) {
+  records.remove(owner.ranges);
   owner.descriptor.reset();
   range_count.fetch_sub(static_cast<std::uint32_t>(owner.ranges.size()));
   hold(owner, {});
@@ -435,18 +449,20 @@ void LockCore::State::lose(Owner& owner) {
 void LockCore::State::drop(Owner& owner, Range range) {
   if (owner.ranges.empty()) return;
   range.type = F_UNLCK;
-  if (!ofd_set(owner.descriptor->fd, range)) return lose(owner);
   std::vector<Range> next = laid_over(owner.ranges, range);
+  auto change = records.change(owner.ranges, next, owner.descriptor->record());
+  if (!change || !ofd_set(owner.descriptor->fd(), range)) return lose(owner);
+  change->commit();
   // May wrap, and comes out right.
   range_count.fetch_add(static_cast<std::uint32_t>(next.size()) -
                         static_cast<std::uint32_t>(owner.ranges.size()));
   hold(owner, std::move(next));
 }
 
-// A wait was granted `range` and the table doesn't take it: the kernel goes
-// back to what the table says.
+// The kernel has something in `range` that the table doesn't: it goes back to
+// what the table says.
 void LockCore::State::restore(Owner& owner, const Range& range) {
-  const FdRef fd = owner.descriptor->fd;
+  const FdRef fd = owner.descriptor->fd();
   bool good = true;
   const auto unlock = [&](std::uint64_t start, std::uint64_t end) {
     good = ofd_set(fd, {.start = start, .end = end, .pid = 0}).has_value() && good;
@@ -471,6 +487,79 @@ void LockCore::State::drop_handle(Owner& owner, HandleId handle) {
   for (const Range& range : held) {
     if (range.handle == handle) drop(owner, range);
   }
+}
+
+// The descriptors are the open files of the worker before, with the locks that
+// those carry. Where it ended amid a request, the kernel may have more or less
+// than the records say: it is told again what they say, as far as that goes, and
+// what it takes is what the table has. The request comes again.
+void LockCore::State::take_over() {
+  std::vector<LockRecords::Found> found = records.take_over();
+  // An owner has two amid an upgrade, and when waiters keep one from before it:
+  // the one for reading and writing carries on.
+  std::ranges::partition(found, [](const auto& one) { return one.access == O_RDWR; });
+  std::vector<std::shared_ptr<OwnedFd>> others;  // closed when the owner's own has their locks
+  std::unordered_map<NodeId, Owners> all;
+  std::unordered_map<Owner*, std::vector<Range>> ranges;
+  for (LockRecords::Found& one : found) {
+    auto descriptor = std::make_shared<OwnedFd>(records, one.record, std::move(one.fd), one.access);
+    if (one.ranges.empty()) continue;
+    std::shared_ptr<Owner>& owner = all[one.node][one.owner];
+    if (!owner) owner = std::make_shared<Owner>(one.node, one.owner);
+    std::vector<Range>& its = ranges[owner.get()];
+    its.insert(its.end(), one.ranges.begin(), one.ranges.end());
+    Lock lock(owner->mutex);
+    (owner->descriptor ? others.emplace_back() : owner->descriptor) = std::move(descriptor);
+  }
+
+  std::uint32_t count = 0;
+  for (auto& [node, owners] : all) {
+    for (auto& [id, owner] : owners) {
+      Lock lock(owner->mutex);
+      take_over(*owner, std::move(ranges[owner.get()]));
+    }
+    std::erase_if(owners, [](const auto& entry) { return entry.second->held.load() == 0; });
+    count += static_cast<std::uint32_t>(owners.size());
+  }
+  std::erase_if(all, [](const auto& entry) { return entry.second.empty(); });
+  Lock lock(mutex);
+  CHECK(nodes.empty());
+  nodes = std::move(all);
+  owner_count.store(count, std::memory_order_release);
+}
+
+// `found` may overlap and may be more than the kernel gives.
+void LockCore::State::take_over(Owner& owner, std::vector<Range> found) {
+  const FdRef fd = owner.descriptor->fd();
+  std::ranges::sort(found, {}, &Range::start);
+  std::vector<Range> ranges;
+  for (Range range : found) {
+    auto set = ofd_set(fd, range);
+    if (!set && range.type == F_WRLCK) {
+      // It may have been made a shared one just now.
+      range.type = F_RDLCK;
+      range.record = 0;
+      set = ofd_set(fd, range);
+    }
+    if (!set) continue;
+    if (ranges.empty() || ranges.back().end + 1 < range.start) {
+      ranges.push_back(range);
+    } else {
+      ranges = laid_over(ranges, range);
+    }
+  }
+  records.move(found, owner.descriptor->record());
+  auto change = records.change(found, ranges, owner.descriptor->record());
+  if (!change) {
+    // More than was ever held: the records were damaged.
+    records.remove(found);
+    owner.descriptor.reset();
+    return;
+  }
+  change->commit();
+  range_count.fetch_add(static_cast<std::uint32_t>(ranges.size()));
+  hold(owner, std::move(ranges));
+  restore(owner, {.start = 0, .end = kEnd});
 }
 
 // Runs `block` until it is done with something else than EINTR, or the wait is
@@ -573,7 +662,8 @@ void LockCore::State::cancel(bool released, const Matches& matches) {
   }
 }
 
-LockCore::LockCore(Limits limits) : state_(std::make_shared<State>(limits)) {
+LockCore::LockCore(Limits limits, std::shared_ptr<Arena> arena)
+    : state_(std::make_shared<State>(limits, std::move(arena))) {
   install_wake_handler();
 }
 
@@ -595,7 +685,7 @@ Result<fuse_file_lock> LockCore::get(const LockTarget& target, const fuse::LockA
       Lock hold(owner->mutex);
       own = owner->descriptor;
     }
-    const FdRef fd = own ? own->fd.ref() : target.fd;
+    const FdRef fd = own ? own->fd() : target.fd;
     if (::fcntl(fd.number(), F_OFD_GETLK, &lock) != 0) return Errno::last();
   }
 
@@ -662,8 +752,8 @@ Result<> LockCore::set(fuse::Call& call, const LockTarget& target, LockOpener& o
         if (owner->dead) return Errno{ECANCELED};
         descriptor = owner->descriptor;
       }
-      if (descriptor && serves(descriptor->access, range.type)) {
-        TRY(ofd_lock(descriptor->fd, F_OFD_SETLKW, range));
+      if (descriptor && serves(descriptor->access(), range.type)) {
+        TRY(ofd_lock(descriptor->fd(), F_OFD_SETLKW, range));
       }
       // The kernel has it, the table not yet. Setting it again under the
       // owner's mutex orders it among what the owner's other threads do; if
@@ -733,6 +823,10 @@ void LockCore::clear() {
   state_->cancel(false, [](const Waiter&) { return true; });
 }
 
+void LockCore::take_over() {
+  state_->take_over();
+}
+
 std::uint32_t LockCore::owners() const {
   return state_->owner_count.load(std::memory_order_acquire);
 }
@@ -771,7 +865,7 @@ LockTarget target_of(const HandleRef& handle) {
 }  // namespace
 
 LockTable::LockTable(InodeStore& inodes, LockCore::Limits limits)
-    : inodes_(inodes), core_(limits) {}
+    : inodes_(inodes), core_(limits, inodes.arena()) {}
 
 Result<fuse_file_lock> LockTable::get(const HandleRef& handle, const fuse::LockArgs& args) {
   return core_.get(target_of(handle), args);
@@ -800,6 +894,10 @@ void LockTable::cancel_waits() {
 
 void LockTable::clear() {
   core_.clear();
+}
+
+void LockTable::take_over() {
+  core_.take_over();
 }
 
 }  // namespace virtiofsd

@@ -12,6 +12,10 @@
 // bounded; a lock ends with FLUSH by its owner, with RELEASE of the handle it
 // was set through, with clear(), or with the process.
 //
+// What owners hold is recorded in the arena too (lock_records.h). A worker that
+// comes after one that crashed has the same descriptors, so the kernel never let
+// the locks go; take_over makes the table again, and the two agree.
+//
 // OFD locks have no deadlock detection, so the table looks for rounds of its own
 // owners: whoever would close one gets EDEADLK (posix_locks_deadlock).
 //
@@ -29,6 +33,7 @@
 #include "fuse/file_system.h"
 #include "passthrough/handle_table.h"
 #include "passthrough/inode_store.h"
+#include "state/arena.h"
 #include "sys/fd.h"
 
 namespace virtiofsd {
@@ -62,7 +67,8 @@ class LockCore {
     std::uint32_t ranges = 16384;  // locked ranges in all; beyond: ENOLCK
   };
 
-  explicit LockCore(Limits limits);
+  // `arena` has the sections of lock owners and ranges; none: it makes its own.
+  explicit LockCore(Limits limits, std::shared_ptr<Arena> arena = nullptr);
   ~LockCore();
   LockCore(const LockCore&) = delete;
   LockCore& operator=(const LockCore&) = delete;
@@ -75,6 +81,7 @@ class LockCore {
   void interrupt(std::uint64_t unique);
   void cancel_waits();
   void clear();
+  void take_over();
 
   std::uint32_t owners() const;   // descriptors held now
   std::uint32_t ranges() const;   // ranges held now
@@ -98,9 +105,9 @@ class LockTable {
 
   // Sets or drops a lock. EINVAL for a bad type or range, EBADF when the handle
   // is not open for what the lock needs, EAGAIN when another holds it and
-  // args.wait is off, ENOLCK beyond a limit, EDEADLK when it would wait for
-  // somebody who waits for it, EINTR when the wait was cancelled.
-  // `call.scheduler` is told before the thread waits.
+  // args.wait is off, ENOLCK beyond a limit or when the arena is full, EDEADLK
+  // when it would wait for somebody who waits for it, EINTR when the wait was
+  // cancelled. `call.scheduler` is told before the thread waits.
   Result<> set(fuse::Call& call, const HandleRef& handle, const fuse::LockArgs& args);
 
   // A close(2) by `owner`: all its record locks on the inode go (POSIX).
@@ -121,6 +128,10 @@ class LockTable {
   // Every wait ends with EINTR and every record lock goes (INIT, DESTROY,
   // disconnect). flock locks go with their handles.
   void clear();
+
+  // In a worker that comes after another, before any other use and in one
+  // thread: the record locks of that one are this one's. Its waits are not.
+  void take_over();
 
  private:
   InodeStore& inodes_;

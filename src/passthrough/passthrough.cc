@@ -6,6 +6,9 @@
 
 #include "base/log.h"
 #include "passthrough/credentials.h"
+#include "passthrough/inode_index.h"
+#include "state/records.h"
+#include "state/slab.h"
 #include "sys/files.h"
 #include "sys/process.h"
 
@@ -41,7 +44,40 @@ Result<std::unique_ptr<Passthrough>, Failure> Passthrough::create(UniqueFd root,
   if (!S_ISDIR(stx.stx_mode)) return Failure("what is to be shared is not a directory");
   auto inodes = InodeStore::create(std::move(root), settings.inodes);
   if (!inodes) return Failure("can't set up the shared directory", inodes.error());
-  return std::unique_ptr<Passthrough>(new Passthrough(std::move(settings), std::move(*inodes)));
+  const bool takes_over = settings.inodes.take_over;
+  std::unique_ptr<Passthrough> made(new Passthrough(std::move(settings), std::move(*inodes)));
+  if (takes_over) {
+    made->handles_.take_over();
+    made->locks_.take_over();
+    made->inodes_->end_take_over();
+  }
+  return made;
+}
+
+namespace {
+
+template <typename Records>
+void add_descriptors(Records slab, std::uint32_t first, std::vector<int>& to) {
+  for (std::uint32_t slot = first; slot < slab.used(); ++slot) {
+    const SlotState state = slab.state(slot);
+    if (state != SlotState::kLive && state != SlotState::kAside) continue;
+    const int fd = slab.at(slot).fd;
+    if (fd >= 0) to.push_back(fd);
+  }
+}
+
+}  // namespace
+
+std::vector<int> Passthrough::descriptors_kept_in(const Arena& arena) {
+  std::vector<int> kept;
+  // The root's is not among them: each process has its own.
+  add_descriptors(InodeSlab{arena.section(SectionKind::kInodes)}, 2, kept);
+  add_descriptors(
+      Slab<HandleRecord, &HandleRecord::next_free>{arena.section(SectionKind::kHandles)}, 1, kept);
+  add_descriptors(
+      Slab<LockOwnerRecord, &LockOwnerRecord::next_free>{arena.section(SectionKind::kLockOwners)},
+      1, kept);
+  return kept;
 }
 
 Result<> Passthrough::init(fuse::Negotiated& session) {

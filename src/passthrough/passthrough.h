@@ -21,6 +21,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "fuse/file_system.h"
 #include "passthrough/cache_mode.h"
@@ -70,6 +71,9 @@ class Passthrough final : public fuse::FileSystem {
   // `root`: the shared directory, O_PATH or O_RDONLY.
   static Result<std::unique_ptr<Passthrough>, Failure> create(UniqueFd root, Settings settings);
   ~Passthrough() override;
+
+  // The descriptors that a process left behind, which a successor (inodes.take_over) goes on with.
+  static std::vector<int> descriptors_kept_in(const Arena& arena);
 
   Result<> init(fuse::Negotiated& session) override;
   void destroy() override;
@@ -185,9 +189,10 @@ class Passthrough final : public fuse::FileSystem {
                                  std::uint32_t valid);
 
   // entries.cc
-  template <typename Make>
+  // `same`: whether attributes are of what `make_it` makes.
+  template <typename Make, typename Same>
   Result<fuse_entry_out> make(fuse::Call& call, Name name, std::uint32_t umask, mode_t mode,
-                              int undo_flags, Make&& make_it);
+                              int undo_flags, Make&& make_it, Same&& same);
   Result<UniqueFd> create_file(fuse::Call& call, FdRef directory, std::optional<Name> name,
                                const fuse::CreateArgs& args, const OpenPlan& plan);
   Result<fuse::Created> open_existing(fuse::Call& call, const InodeRef& directory, Name name,

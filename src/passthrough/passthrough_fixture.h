@@ -21,6 +21,8 @@
 #include "fuse/body.h"
 #include "memory/shared_bytes.h"
 #include "passthrough/passthrough.h"
+#include "state/arena.h"
+#include "state/plan.h"
 #include "sys/process.h"
 
 namespace virtiofsd {
@@ -97,6 +99,24 @@ class PassthroughTest : public ::testing::Test {
     return *fs_;
   }
 
+  // Before the first use: what the file system keeps is for a successor, too.
+  void keep_state() {
+    settings_.inodes.arena =
+        std::move(Arena::create(arena_plan(settings_.inodes.max_inodes))).value();
+  }
+  // The process dies, which destroys nothing, and another goes on with its descriptors.
+  void succeed() {
+    static auto& dead = *new std::vector<const Passthrough*>;
+    dead.push_back(fs_.release());
+    Passthrough::Settings settings = settings_;
+    settings.inodes.take_over = true;
+    auto made = Passthrough::create(
+        UniqueFd{::open(root_.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)}, std::move(settings));
+    ASSERT_TRUE(made) << made.error().text();
+    fs_ = std::move(*made);
+    fs_->thread_started();
+  }
+
   fuse::Call call(NodeId node = NodeId{1}, std::uint32_t uid = 0, std::uint32_t gid = 0) {
     return fuse::Call{.unique = 1,
                       .node = node,
@@ -104,6 +124,12 @@ class PassthroughTest : public ::testing::Test {
                       .security = {},
                       .session = session_,
                       .scheduler = scheduler_};
+  }
+  // Served again after a process died that served it, which may have done it.
+  fuse::Call again(NodeId node = NodeId{1}, std::uint32_t uid = 0, std::uint32_t gid = 0) {
+    fuse::Call made = call(node, uid, gid);
+    made.again = true;
+    return made;
   }
   static Name name(std::string_view text) { return std::move(Name::parse(text)).value(); }
 

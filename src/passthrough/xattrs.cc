@@ -8,9 +8,12 @@
 #include <limits.h>
 #include <linux/limits.h>
 
+#include <sys/xattr.h>
 #include <algorithm>
+
 #include <array>
 #include <cstring>
+#include <vector>
 
 #include "passthrough/credentials.h"
 #include "passthrough/passthrough.h"
@@ -26,6 +29,12 @@ constexpr std::string_view kSecurity = "security.";
 
 bool is_acl(std::string_view name) {
   return name == "system.posix_acl_access" || name == "system.posix_acl_default";
+}
+
+bool has_xattr(FdRef fd, const char* name, std::span<const std::byte> value) {
+  std::vector<std::byte> room(value.size() + 1);  // a longer one doesn't fit or fills it
+  const auto size = sys::getxattr(fd, name, room);
+  return size && std::ranges::equal(std::span{room}.first(*size), value);
 }
 
 }  // namespace
@@ -50,7 +59,11 @@ Result<> Passthrough::setxattr(fuse::Call& call, std::string_view name,
   // The guest found that the caller isn't in the group: the kernel then takes the bit off.
   ScopedWithoutFsetid killing;
   if ((setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) != 0) TRY(drop_fsetid_outside(fd, killing));
-  return sys::setxattr(fd, mapped.c_str(), value, static_cast<int>(flags));
+  const Result<> done = sys::setxattr(fd, mapped.c_str(), value, static_cast<int>(flags));
+  // Served again, it may be what this request made.
+  if (!done && call.again && done.error() == Errno{EEXIST} && has_xattr(fd, mapped.c_str(), value))
+    return {};
+  return done;
 }
 
 Result<> Passthrough::getxattr(fuse::Call& call, std::string_view name, std::uint32_t size,
@@ -115,7 +128,9 @@ Result<> Passthrough::removexattr(fuse::Call& call, std::string_view name) {
   const std::string mapped = TRY(xattr_name(call, name));
   const InodeRef inode = TRY(inodes_->pin(call.node));
   const FdRef fd = TRY(inodes_->fd(inode));
-  return sys::removexattr(fd, mapped.c_str());
+  const Result<> removed = sys::removexattr(fd, mapped.c_str());
+  if (!removed && call.again && removed.error() == Errno{ENODATA}) return {};
+  return removed;
 }
 
 // The label of what was just made (SECURITY_CTX). Set by the daemon, so only

@@ -208,5 +208,87 @@ TEST_F(Xattrs, AnAclTakesTheSetGroupIdBitOffWhenAsked) {
   }
 }
 
+class XattrsAgain : public Xattrs {
+ protected:
+  Result<> set(const fuse::Call& made, std::string_view value, std::uint32_t flags) {
+    fuse::Call c = made;
+    return fs().setxattr(c, "user.a", std::as_bytes(std::span{value}), flags, 0);
+  }
+  Result<> remove(const fuse::Call& made) {
+    fuse::Call c = made;
+    return fs().removexattr(c, "user.a");
+  }
+};
+
+TEST_F(XattrsAgain, OneThatIsMadeAlreadyIsMade) {
+  write_file("a", "");
+  const NodeId a = lookup("a");
+  const auto made = set(again(a), "one", XATTR_CREATE);
+  if (!made && made.error() == Errno{EOPNOTSUPP}) GTEST_SKIP() << "no xattrs here";
+  ASSERT_TRUE(made);
+  EXPECT_TRUE(set(again(a), "one", XATTR_CREATE));
+  EXPECT_EQ(*get(a, "user.a"), "one");
+  EXPECT_EQ(set(call(a), "one", XATTR_CREATE).error(), Errno{EEXIST});
+  EXPECT_TRUE(set(call(a), "", 0));
+  EXPECT_TRUE(set(again(a), "", XATTR_CREATE)) << "an empty one is one";
+}
+
+TEST_F(XattrsAgain, OneWithAnotherValueIsInTheWay) {
+  write_file("a", "");
+  const NodeId a = lookup("a");
+  const auto made = set(call(a), "another's", 0);
+  if (!made && made.error() == Errno{EOPNOTSUPP}) GTEST_SKIP() << "no xattrs here";
+  ASSERT_TRUE(made);
+  for (const std::string_view value : {"ours", "another", "another's too", ""})
+    EXPECT_EQ(set(again(a), value, XATTR_CREATE).error(), Errno{EEXIST}) << value;
+  EXPECT_EQ(*get(a, "user.a"), "another's");
+}
+
+TEST_F(XattrsAgain, ReplacingWhatIsNotThereIsStillAnError) {
+  write_file("a", "");
+  const NodeId a = lookup("a");
+  const auto made = set(again(a), "one", 0);
+  if (!made && made.error() == Errno{EOPNOTSUPP}) GTEST_SKIP() << "no xattrs here";
+  ASSERT_TRUE(made);
+  EXPECT_TRUE(set(again(a), "two", XATTR_REPLACE));
+  EXPECT_EQ(*get(a, "user.a"), "two");
+  ASSERT_TRUE(remove(again(a)));
+  EXPECT_EQ(set(again(a), "three", XATTR_REPLACE).error(), Errno{ENODATA});
+}
+
+TEST_F(XattrsAgain, OneThatIsRemovedAlreadyIsRemoved) {
+  write_file("a", "");
+  const NodeId a = lookup("a");
+  const auto made = set(call(a), "one", 0);
+  if (!made && made.error() == Errno{EOPNOTSUPP}) GTEST_SKIP() << "no xattrs here";
+  ASSERT_TRUE(remove(again(a)));
+  EXPECT_EQ(get(a, "user.a").error(), Errno{ENODATA});
+  EXPECT_TRUE(remove(again(a)));
+  EXPECT_EQ(remove(call(a)).error(), Errno{ENODATA});
+}
+
+// The process that made it may have died before it said what it is.
+TEST_F(XattrsAgain, ALabelIsSetOnWhatIsMadeAlready) {
+  map(":map::user.guest.:");
+  session_.flags |= FUSE_SECURITY_CTX;
+  const std::string label = "label";
+  const auto without = call(NodeId{1}, 1000, 1000);
+  auto labelled = again(NodeId{1}, 1000, 1000);
+  labelled.security =
+      fuse::SecurityContext{.name = "security.selinux", .value = std::as_bytes(std::span{label})};
+  for (const auto& made : {without, labelled}) {
+    auto c = made;
+    ASSERT_TRUE(fs().mkdir(c, name("dir"), {.mode = 0755, .umask = 0}));
+    ASSERT_TRUE(fs().create(
+        c, name("file"),
+        {.flags = O_RDWR | O_CREAT | O_EXCL, .mode = 0644, .umask = 0, .open_flags = 0}));
+  }
+  for (const char* file : {"file", "dir"}) {
+    const auto got = get(lookup(file), "security.selinux");
+    ASSERT_TRUE(got) << file << ": " << got.error().text();
+    EXPECT_EQ(*got, "label") << file;
+  }
+}
+
 }  // namespace
 }  // namespace virtiofsd

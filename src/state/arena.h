@@ -21,7 +21,10 @@ enum class SectionKind : std::uint32_t {
   kInodes = 2,
   kHandles = 3,
   kBlobs = 4,
-  kLocks = 5
+  kLockOwners = 5,
+  kLockRanges = 6,
+  kMounts = 7,
+  kRings = 8,
 };
 
 struct SectionPlan {

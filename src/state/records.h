@@ -5,14 +5,25 @@
 // {generation, pins, state}; see slab.h for its life.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace virtiofsd {
 
 // Atomics here are shared between processes, so they must not hide a lock.
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
+
+// The records of a section, at most `most` of them.
+template <typename Record>
+std::span<Record> records_of(std::span<std::byte> section, std::size_t most) {
+  const std::size_t count = std::min(most, section.size() / sizeof(Record));
+  return {static_cast<Record*>(static_cast<void*>(section.data())), count};
+}
 
 struct InodeRecord {
   std::atomic<std::uint64_t> head;
@@ -56,5 +67,125 @@ struct HandleRecord {
   std::atomic<std::uint32_t> next_free;
 };
 static_assert(sizeof(HandleRecord) == 32);
+
+// A file system mounted in the share, by its index less one.
+struct MountRecord {
+  std::uint64_t device;
+  std::uint64_t id;
+  std::atomic<std::uint32_t> known;  // 0: there is none of this index; written last
+  std::uint8_t by_birth;
+  std::uint8_t no_devices;
+  std::uint16_t padding;
+};
+static_assert(sizeof(MountRecord) == 24);
+
+// The descriptor that carries the record locks of one lock owner on one inode.
+struct LockOwnerRecord {
+  std::atomic<std::uint64_t> head;
+  std::uint64_t node;   // NodeId
+  std::uint64_t owner;  // LockOwner
+  std::int32_t fd;
+  std::int32_t access;  // O_RDONLY, O_WRONLY or O_RDWR
+  std::atomic<std::uint32_t> next_free;
+  std::uint32_t padding;
+};
+static_assert(sizeof(LockOwnerRecord) == 40);
+
+// A range that a lock owner holds.
+struct LockRangeRecord {
+  std::atomic<std::uint64_t> head;
+  std::uint64_t owner;  // slot (lower half) and generation of the LockOwnerRecord
+  std::uint64_t start;
+  std::uint64_t end;     // inclusive
+  std::uint64_t handle;  // HandleId it was set through
+  std::uint32_t type;    // F_RDLCK, F_WRLCK
+  std::uint32_t pid;     // the guest's
+  std::atomic<std::uint32_t> next_free;
+  std::uint32_t padding;
+};
+static_assert(sizeof(LockRangeRecord) == 56);
+
+// A descriptor of a packed ring, which may be written over while its request is in flight.
+struct DescriptorCopy {
+  std::uint64_t address;
+  std::uint32_t size;
+  std::uint16_t flags;
+  std::uint16_t id;     // of the request, what the driver knows it by
+  std::uint16_t count;  // of the request's descriptors
+  std::uint16_t next;   // where the next of them is
+  std::uint32_t padding;
+};
+static_assert(sizeof(DescriptorCopy) == 24);
+
+// How far a ring has been served, and what is in flight: the requests that were taken from it and
+// not given back, each in a cell. One word tells all of a request on a split ring, so that a
+// request costs few stores to few pages.
+struct RingRecord {
+  static constexpr std::uint32_t kMostSlots = 32768;
+
+  // A cell's word. 0: nothing. Number (bits 0-31), used position (32-47), deaths (48-55).
+  static constexpr std::uint64_t kTaken = 1ULL << 63;
+  static constexpr std::uint64_t kGiving = 1ULL << 62;  // being given back at that used position
+
+  // Number of the next request (upper half) and the ring's base as in SET_VRING_BASE, at once.
+  std::atomic<std::uint64_t> progress;
+  std::array<std::uint64_t, 7> padding;
+  std::array<std::atomic<std::uint64_t>, kMostSlots> cells;  // split rings: by the chain's head
+  std::array<DescriptorCopy, kMostSlots> copies;             // packed rings
+};
+
+// What the VMM set up. Written by the session thread; descriptors are the record's own.
+struct SessionRecord {
+  static constexpr std::uint32_t kRings = 65;
+  static constexpr std::uint32_t kRegions = 512;
+
+  struct Region {
+    std::uint64_t guest;
+    std::uint64_t vmm;
+    std::uint64_t size;
+    std::uint64_t mmap_offset;
+    std::int32_t fd;
+    std::uint32_t padding;
+  };
+  struct Ring {
+    std::uint64_t descriptors;
+    std::uint64_t driver;
+    std::uint64_t device;
+    std::uint64_t log;
+    std::uint32_t size;  // 0: not set
+    std::uint32_t base;
+    std::int32_t kick;  // descriptors; -1: none
+    std::int32_t call;
+    std::int32_t error;
+    std::uint8_t addresses;  // kind: 0 not set, 1 of the VMM, 2 of the guest
+    std::uint8_t is_logged;
+    std::uint8_t has_base;
+    std::uint8_t has_kick;  // SET_VRING_KICK came, with a descriptor or without
+    std::uint8_t enabled;
+    std::uint8_t kicked;   // as in Device
+    std::uint8_t started;  // requests may be in flight
+    std::uint8_t padding;
+  };
+
+  // With the VMM. In the middle of a message no successor can go on.
+  static constexpr std::uint32_t kNone = 0;
+  static constexpr std::uint32_t kBetweenMessages = 1;
+  static constexpr std::uint32_t kInMessage = 2;
+  std::atomic<std::uint32_t> conversation;
+  std::int32_t socket;
+  std::uint64_t agreed_features;
+  std::uint64_t agreed_protocol_features;
+  std::uint64_t features;
+  std::uint64_t status;
+  std::uint64_t log_size;
+  std::uint64_t log_offset;
+  std::int32_t log_file;
+  std::int32_t backend_requests;
+  std::array<std::atomic<std::uint64_t>, 4> fuse;  // what INIT settled: fuse::SharedSession
+  std::uint32_t regions;
+  std::uint32_t has_memory;
+  std::array<Region, kRegions> region;
+  std::array<Ring, kRings> ring;
+};
 
 }  // namespace virtiofsd

@@ -5,6 +5,7 @@
 // A record's head is one word: generation (32 bits), pins (24), state (8).
 //   free     -> busy      allocate: generation + 1, nobody else sees it
 //   busy     -> live      publish
+//   live     -> aside     set_aside, for a few instructions, and back: pinners wait
 //   live     -> dying     retire: no new pins
 //   dying, no pins -> free   whoever drops the last pin (or retires an unpinned one) frees it
 // A stale id (slot reused, generation moved on) finds nothing, never another
@@ -27,7 +28,7 @@
 
 namespace virtiofsd {
 
-enum class SlotState : std::uint8_t { kFree = 0, kBusy = 1, kLive = 2, kDying = 3 };
+enum class SlotState : std::uint8_t { kFree = 0, kBusy = 1, kLive = 2, kDying = 3, kAside = 4 };
 
 struct SlotHead {
   static constexpr std::uint64_t kPin = 1U << 8;
@@ -115,8 +116,7 @@ class Slab {
     std::uint64_t now = head.load(std::memory_order_acquire);
     for (;;) {
       if (SlotHead::generation(now) != generation) return false;
-      if (SlotHead::state(now) == SlotState::kBusy && SlotHead::pins(now) == 0) {
-        // Taken aside for a moment (see set_aside): it comes back live or goes.
+      if (SlotHead::state(now) == SlotState::kAside) {
         std::this_thread::yield();
         now = head.load(std::memory_order_acquire);
         continue;
@@ -134,7 +134,7 @@ class Slab {
     std::atomic<std::uint64_t>& head = records_[slot].head;
     std::uint64_t now = head.load(std::memory_order_acquire);
     for (;;) {
-      if (SlotHead::state(now) == SlotState::kBusy) {
+      if (SlotHead::state(now) == SlotState::kAside) {
         std::this_thread::yield();
         now = head.load(std::memory_order_acquire);
       } else if (head.compare_exchange_weak(now, now + SlotHead::kPin, std::memory_order_acquire)) {
@@ -161,7 +161,7 @@ class Slab {
     std::uint64_t now = head.load(std::memory_order_acquire);
     for (;;) {
       if (SlotHead::generation(now) != generation) return false;
-      if (SlotHead::state(now) == SlotState::kBusy) {
+      if (SlotHead::state(now) == SlotState::kAside) {
         std::this_thread::yield();
         now = head.load(std::memory_order_acquire);
         continue;
@@ -180,13 +180,41 @@ class Slab {
     std::atomic<std::uint64_t>& head = records_[slot].head;
     std::uint64_t now = head.load(std::memory_order_relaxed);
     if (SlotHead::state(now) != SlotState::kLive || SlotHead::pins(now) != 0) return false;
-    return head.compare_exchange_strong(now, SlotHead::with_state(now, SlotState::kBusy),
+    return head.compare_exchange_strong(now, SlotHead::with_state(now, SlotState::kAside),
                                         std::memory_order_acq_rel);
   }
   void put_back(std::uint32_t slot) {
     std::atomic<std::uint64_t>& head = records_[slot].head;
     head.store(SlotHead::with_state(head.load(std::memory_order_relaxed), SlotState::kLive),
                std::memory_order_release);
+  }
+
+  // First thing in a successor, before anyone else uses the slab: the pins of those who are gone
+  // go, and so does what they were just making or taking apart; `lost` is told of its slot before.
+  // What is live stays, but for what `keeps` doesn't want.
+  template <typename Keeps, typename Lost>
+  void take_over(Keeps keeps, Lost lost) {
+    std::uint32_t live = 0;
+    std::uint32_t list = 0;
+    for (std::uint32_t slot = used(); slot-- > 1;) {
+      std::atomic<std::uint64_t>& head = records_[slot].head;
+      const std::uint64_t now = head.load(std::memory_order_relaxed);
+      const SlotState state = SlotHead::state(now);
+      const std::uint32_t generation = SlotHead::generation(now);
+      if ((state == SlotState::kLive || state == SlotState::kAside) && keeps(slot)) {
+        head.store(SlotHead::make(generation, SlotState::kLive), std::memory_order_relaxed);
+        ++live;
+        continue;
+      }
+      if (state != SlotState::kFree) {
+        lost(slot);
+        head.store(SlotHead::make(generation, SlotState::kFree), std::memory_order_relaxed);
+      }
+      (records_[slot].*Next).store(list, std::memory_order_relaxed);
+      list = slot;
+    }
+    header_->live.store(live, std::memory_order_relaxed);
+    header_->free_list.store(list, std::memory_order_release);
   }
 
   // Gives the slot back; what it held was taken care of.

@@ -6,8 +6,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -111,6 +113,7 @@ class DamagedSlabTest : public SlabTest {
   }
   static constexpr std::size_t kFreeList = 0;
   static constexpr std::size_t kUsed = 8;
+  static constexpr std::size_t kLive = 12;
 };
 
 TEST_F(DamagedSlabTest, AFreeListThatLeadsOutIsNotFollowed) {
@@ -137,6 +140,166 @@ TEST_F(DamagedSlabTest, ACounterPastTheEndMeansFull) {
   damage(kUsed, std::uint32_t{0xffffffff});
   EXPECT_EQ(slab_.used(), slab_.capacity());
   EXPECT_EQ(slab_.allocate().error(), Errno{ENFILE});
+}
+
+// What a process finds that goes on where another one died.
+class SlabSuccession : public DamagedSlabTest {
+ protected:
+  struct Id {
+    std::uint32_t slot;
+    std::uint32_t generation;
+  };
+
+  Id live() {
+    const std::uint32_t slot = live_slot();
+    return {slot, slab_.generation(slot)};
+  }
+  Id dying() {
+    const Id id = live();
+    EXPECT_TRUE(slab_.try_pin(id.slot, id.generation));
+    EXPECT_FALSE(slab_.retire(id.slot, id.generation));
+    return id;
+  }
+  bool is_found(HandleSlab& slab, const Id& id) {
+    if (!slab.try_pin(id.slot, id.generation)) return false;
+    EXPECT_FALSE(slab.unpin(id.slot));
+    return true;
+  }
+  // The successor; `refused` is what it doesn't want. Notes what was lost.
+  HandleSlab take_over(std::vector<std::uint32_t> refused = {}) {
+    HandleSlab slab{arena_->section(SectionKind::kHandles)};
+    slab.take_over(
+        [&](std::uint32_t slot) { return std::ranges::find(refused, slot) == refused.end(); },
+        [&](std::uint32_t slot) {
+          EXPECT_NE(slab.state(slot), SlotState::kFree) << "told too late";
+          lost_.push_back(slot);
+        });
+    std::ranges::sort(lost_);
+    return slab;
+  }
+  // Every slot that is not in use, each once.
+  static void expect_all_others_to_be_free(HandleSlab& slab, std::set<std::uint32_t> in_use) {
+    const std::size_t others = slab.capacity() - 1 - in_use.size();
+    for (std::size_t i = 0; i < others; ++i) {
+      const auto slot = slab.allocate();
+      ASSERT_TRUE(slot) << i << " of " << others;
+      EXPECT_TRUE(in_use.insert(*slot).second) << *slot << " was given out already";
+    }
+    EXPECT_EQ(slab.allocate().error(), Errno{ENFILE});
+    EXPECT_EQ(slab.live(), slab.capacity() - 1);
+  }
+
+  std::vector<std::uint32_t> lost_;
+};
+
+TEST_F(SlabSuccession, WhatIsLiveStaysUnderItsIdWithoutThePinsOfTheDead) {
+  const Id pinned = live();
+  const Id other = live();
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(slab_.try_pin(pinned.slot, pinned.generation));
+  slab_.at(other.slot).node = 42;
+
+  HandleSlab slab = take_over();
+  EXPECT_TRUE(lost_.empty());
+  EXPECT_EQ(slab.live(), 2U);
+  EXPECT_TRUE(is_found(slab, pinned));
+  EXPECT_TRUE(is_found(slab, other));
+  EXPECT_EQ(slab.at(other.slot).node, 42U);
+  EXPECT_TRUE(slab.set_aside(pinned.slot)) << "pins are left";
+  slab.put_back(pinned.slot);
+  EXPECT_TRUE(slab.retire(pinned.slot, pinned.generation));
+  expect_all_others_to_be_free(slab, {pinned.slot, other.slot});
+}
+
+TEST_F(SlabSuccession, WhatWasSetAsideIsLiveAgain) {
+  const Id aside = live();
+  ASSERT_TRUE(slab_.set_aside(aside.slot));
+
+  HandleSlab slab = take_over();
+  EXPECT_TRUE(lost_.empty());
+  EXPECT_EQ(slab.state(aside.slot), SlotState::kLive);
+  EXPECT_TRUE(is_found(slab, aside));
+  EXPECT_EQ(slab.live(), 1U);
+}
+
+TEST_F(SlabSuccession, WhatWasHalfMadeOrHalfGoneIsLost) {
+  const Id kept = live();
+  const Id gone = dying();
+  const std::uint32_t busy = *slab_.allocate();
+  const std::uint32_t nonsense = live_slot();
+  slab_.at(nonsense).head = SlotHead::make(7, static_cast<SlotState>(99));
+
+  HandleSlab slab = take_over();
+  EXPECT_EQ(lost_, (std::vector{gone.slot, busy, nonsense}));
+  EXPECT_EQ(slab.live(), 1U);
+  EXPECT_FALSE(is_found(slab, gone));
+  for (const std::uint32_t slot : {gone.slot, busy, nonsense})
+    EXPECT_EQ(slab.state(slot), SlotState::kFree) << slot;
+  expect_all_others_to_be_free(slab, {kept.slot});
+}
+
+TEST_F(SlabSuccession, WhatTheSuccessorRefusesIsLostWhetherSetAsideOrNot) {
+  const Id kept = live();
+  const Id refused = live();
+  const Id aside = live();
+  ASSERT_TRUE(slab_.set_aside(aside.slot));
+
+  HandleSlab slab = take_over({refused.slot, aside.slot});
+  EXPECT_EQ(lost_, (std::vector{refused.slot, aside.slot}));
+  EXPECT_EQ(slab.live(), 1U);
+  EXPECT_TRUE(is_found(slab, kept));
+  EXPECT_FALSE(is_found(slab, refused));
+  EXPECT_FALSE(is_found(slab, aside));
+  expect_all_others_to_be_free(slab, {kept.slot});
+}
+
+TEST_F(SlabSuccession, AnIdFromBeforeNeverFindsWhatIsInItsSlotNow) {
+  const Id freed = live();
+  ASSERT_TRUE(slab_.retire(freed.slot, freed.generation));
+  slab_.free(freed.slot);
+  const Id again = live();
+  ASSERT_EQ(again.slot, freed.slot);
+  const Id gone = dying();
+
+  HandleSlab slab = take_over();
+  EXPECT_FALSE(is_found(slab, freed));
+  EXPECT_TRUE(is_found(slab, again));
+  ASSERT_EQ(*slab.allocate(), gone.slot);
+  slab.publish(gone.slot, 0);
+  EXPECT_FALSE(is_found(slab, gone));
+  EXPECT_TRUE(is_found(slab, {gone.slot, gone.generation + 1}));
+}
+
+TEST_F(SlabSuccession, NoListAndNoCounterOfTheDeadIsTrusted) {
+  const Id kept = live();
+  const Id freed = live();
+  const Id also_kept = live();
+  ASSERT_TRUE(slab_.retire(freed.slot, freed.generation));
+  slab_.free(freed.slot);
+  // It died between taking a slot from the list and saying so, and worse.
+  slab_.at(freed.slot).next_free = freed.slot;
+  damage(kLive, std::uint32_t{12345});
+  damage(kFreeList, std::uint64_t{kept.slot});
+
+  HandleSlab slab = take_over();
+  EXPECT_EQ(slab.live(), 2U);
+  expect_all_others_to_be_free(slab, {kept.slot, also_kept.slot});
+}
+
+TEST_F(SlabSuccession, AFullSlabIsTakenOver) {
+  std::vector<Id> ids;
+  for (std::uint32_t i = 1; i < slab_.capacity(); ++i) ids.push_back(live());
+  damage(kUsed, std::uint32_t{0xffffffff});
+
+  HandleSlab slab = take_over();
+  EXPECT_EQ(slab.live(), ids.size());
+  for (const Id& id : ids) EXPECT_TRUE(is_found(slab, id)) << id.slot;
+  EXPECT_EQ(slab.allocate().error(), Errno{ENFILE});
+}
+
+TEST_F(SlabSuccession, AnEmptySlabIsTakenOver) {
+  HandleSlab slab = take_over();
+  EXPECT_EQ(slab.live(), 0U);
+  expect_all_others_to_be_free(slab, {});
 }
 
 TEST_F(SlabTest, ThreadsThatTakeAndGiveLoseNoSlot) {

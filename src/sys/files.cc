@@ -9,6 +9,8 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <charconv>
 #include <cstdio>
@@ -295,6 +297,28 @@ Result<std::size_t> pwritev2(FdRef fd, const IoSpace& space, std::size_t skip, s
       TRY(counted(plain ? ::pwrite(fd.number(), pieces.data()->iov_base, pieces.data()->iov_len, at)
                         : ::pwritev2(fd.number(), pieces.data(), pieces.count(), at, flags)));
   return static_cast<std::size_t>(size);
+}
+
+bool has_bytes(FdRef fd, const IoSpace& space, std::uint64_t offset) {
+  std::array<std::byte, 4096> chunk;
+  std::uint64_t at = offset;
+  std::size_t left = space.size();
+  for (const iovec& piece : IoSpaceAccess::pieces(space)) {
+    const auto* bytes = static_cast<const std::byte*>(piece.iov_base);
+    std::size_t in_piece = std::min(piece.iov_len, left);
+    left -= in_piece;
+    while (in_piece != 0) {
+      const ssize_t size = ::pread(fd.number(), chunk.data(), std::min(chunk.size(), in_piece),
+                                   static_cast<off_t>(at));
+      if (size <= 0) return false;
+      const auto n = static_cast<std::size_t>(size);
+      if (std::memcmp(chunk.data(), bytes, n) != 0) return false;
+      bytes += n;
+      at += n;
+      in_piece -= n;
+    }
+  }
+  return true;
 }
 
 Result<> ftruncate(FdRef fd, std::uint64_t size) {

@@ -104,6 +104,8 @@ Result<std::size_t> preadv2(FdRef fd, const IoSpace& space, std::size_t skip, st
                             int flags);
 Result<std::size_t> pwritev2(FdRef fd, const IoSpace& space, std::size_t skip, std::uint64_t offset,
                              int flags);
+// Whether the file has just these bytes there. Reads both: not for a hot path.
+bool has_bytes(FdRef fd, const IoSpace& space, std::uint64_t offset);
 Result<> ftruncate(FdRef fd, std::uint64_t size);
 Result<> fallocate(FdRef fd, int mode, std::uint64_t offset, std::uint64_t length);
 Result<std::uint64_t> lseek(FdRef fd, std::uint64_t offset, int whence);

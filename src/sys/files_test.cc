@@ -102,6 +102,70 @@ TEST_F(Files, MorePiecesThanTheKernelTakesAreASeriesOfCalls) {
   EXPECT_EQ(*pwritev2(fd, space, IOV_MAX, IOV_MAX, 0), 100U);
 }
 
+// Bytes in pieces of these sizes; `size`: so much of them counts.
+class Pieces {
+ public:
+  Pieces(std::string_view text, const std::vector<std::size_t>& sizes) : text_(text) {
+    std::size_t at = 0;
+    for (const std::size_t size : sizes) {
+      pieces_.push_back({.iov_base = text_.data() + at, .iov_len = size});
+      at += size;
+    }
+  }
+  IoSpace first(std::size_t size) { return IoSpaceAccess::make(pieces_, size); }
+  IoSpace all() { return first(text_.size()); }
+
+ private:
+  std::string text_;
+  std::vector<iovec> pieces_;
+};
+
+TEST_F(Files, BytesThatAreThereAreToldFromOthers) {
+  const UniqueFd fd = make("a", "0123456789");
+  EXPECT_TRUE(has_bytes(fd, Pieces("0123456789", {10}).all(), 0));
+  EXPECT_TRUE(has_bytes(fd, Pieces("345", {3}).all(), 3));
+  EXPECT_FALSE(has_bytes(fd, Pieces("345", {3}).all(), 2));
+  EXPECT_FALSE(has_bytes(fd, Pieces("34x", {3}).all(), 3));
+  EXPECT_FALSE(has_bytes(fd, Pieces("x45", {3}).all(), 3));
+  EXPECT_TRUE(has_bytes(fd, Pieces("", {0}).all(), 3)) << "none are anywhere";
+}
+
+TEST_F(Files, BytesInPiecesAreAllLookedAtUpToTheSize) {
+  const UniqueFd fd = make("a", "0123456789");
+  const std::vector<std::size_t> sizes = {2, 0, 1, 3};
+  EXPECT_TRUE(has_bytes(fd, Pieces("234567", sizes).all(), 2));
+  for (std::size_t i = 0; i < 6; ++i) {
+    std::string other = "234567";
+    other[i] = 'x';
+    EXPECT_FALSE(has_bytes(fd, Pieces(other, sizes).all(), 2)) << i;
+    EXPECT_TRUE(has_bytes(fd, Pieces(other, sizes).first(i), 2)) << i;
+  }
+}
+
+TEST_F(Files, BytesPastTheEndAreNotThere) {
+  const UniqueFd fd = make("a", "0123456789");
+  EXPECT_FALSE(has_bytes(fd, Pieces("89x", {3}).all(), 8));
+  EXPECT_FALSE(has_bytes(fd, Pieces(std::string(3, '\0'), {3}).all(), 8)) << "nor are zeros";
+  EXPECT_FALSE(has_bytes(fd, Pieces("89x", {2, 1}).all(), 8));
+  EXPECT_FALSE(has_bytes(fd, Pieces("x", {1}).all(), 10));
+  EXPECT_FALSE(has_bytes(fd, Pieces("x", {1}).all(), 1000));
+  EXPECT_FALSE(has_bytes(fd, Pieces("0", {1}).all(), ~std::uint64_t{0})) << "no offset at all";
+  EXPECT_FALSE(has_bytes(UniqueFd{}, Pieces("0", {1}).all(), 0));
+}
+
+TEST_F(Files, BytesOfManyPagesAreComparedToTheLast) {
+  std::string text(10'000, 'a');
+  for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>('a' + i % 23);
+  const UniqueFd fd = make("a", "<" + text + ">");
+  const std::vector<std::size_t> sizes = {5000, 5000};
+  EXPECT_TRUE(has_bytes(fd, Pieces(text, sizes).all(), 1));
+  for (const std::size_t at : {std::size_t{0}, std::size_t{4096}, text.size() - 1}) {
+    std::string other = text;
+    other[at] = '!';
+    EXPECT_FALSE(has_bytes(fd, Pieces(other, sizes).all(), 1)) << at;
+  }
+}
+
 TEST_F(Files, NoCallFollowsALinkThatItWasGivenByName) {
   ASSERT_TRUE(symlinkat("/etc/passwd", root_, name("link")));
   EXPECT_EQ(openat(root_, name("link"), O_RDONLY, 0).error(), Errno{ELOOP});

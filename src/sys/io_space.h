@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
 // Bytes of guest memory that only the kernel will look at: the payload of a
-// WRITE, the room of a READ. Opaque: preadv and pwritev (sys/files.h) are the
-// only ones that open it, so nobody reads guest bytes twice by accident.
+// WRITE, the room of a READ. Opaque: sys/files.h opens it for the kernel (and, where a
+// request is served again, to compare), so nobody reads guest bytes twice by accident.
 // A view; lives as long as the chain it was cut from.
 #pragma once
 

@@ -42,6 +42,9 @@ class Connection {
   // what recvmsg says.
   Result<Received> receive();
 
+  // Bytes of a message are here and it isn't whole.
+  bool in_mid_message() const { return arrived_ != 0 && !complete_; }
+
   // The message receive() completed; good, with its descriptors, until the next receive().
   Message& message() { return message_; }
 

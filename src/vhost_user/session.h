@@ -51,6 +51,9 @@ class Session {
   // the VMM doesn't take our replies; the Session is of no more use. The log has said why.
   Result<bool> serve_one();
 
+  // Part of a message has arrived: nobody else could go on with the conversation now.
+  bool in_mid_message() const { return connection_.in_mid_message(); }
+
   // How long a reply may wait for a VMM that doesn't read its socket.
   static constexpr std::chrono::milliseconds kReplyTime{1000};
 

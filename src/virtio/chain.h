@@ -47,6 +47,9 @@ struct Chain {
   std::uint16_t id = 0;                // what the driver knows it by
   std::uint16_t descriptor_count = 0;  // ring slots it takes: packed rings only
   std::uint32_t sequence = 0;          // its place in the order of pops
+  std::uint16_t cell = 0;              // where it is in InFlight
+  bool again = false;                  // a process that served it died; it may have done so
+  std::uint32_t deaths = 0;            // of such processes, that may be because of it
   // So many more are available behind it at least, as far as was looked: a hint.
   std::uint32_t behind = 0;
   // A buffer lay in no region. The pieces before it are here: an error for

@@ -21,9 +21,15 @@ constexpr std::uint16_t kEventAtSlot = 2;
 }  // namespace
 
 PackedRing::PackedRing(Memory memory, std::uint32_t size, RingFeatures features,
-                       PackedPosition available, PackedPosition used)
-    : memory_(memory), size_(size), features_(features), available_(available), used_(used) {
-  CHECK(size >= 1 && size <= 32768 && available.slot < size && used.slot < size);
+                       PackedPosition available, PackedPosition used, std::uint32_t in_flight_slots)
+    : memory_(memory),
+      size_(size),
+      features_(features),
+      available_(available),
+      used_(used),
+      in_flight_slots_(in_flight_slots) {
+  CHECK(size >= 1 && size <= 32768 && available.slot < size && used.slot < size &&
+        in_flight_slots <= size);
 }
 
 bool PackedRing::is_available(std::uint16_t flags, bool wrap) {
@@ -33,6 +39,10 @@ bool PackedRing::is_available(std::uint16_t flags, bool wrap) {
 
 bool PackedRing::is_marked_used(std::uint16_t flags) {
   return (flags & kUsedFlag) != 0;
+}
+
+bool PackedRing::is_given(const Memory& memory, PackedPosition at) {
+  return is_marked_used(load_acquire(memory.descriptors[at.slot].flags)) == at.wrap;
 }
 
 Result<bool> PackedRing::pop(const GuestMemory& guest, ChainScratch& scratch, Chain& chain) {
@@ -52,16 +62,8 @@ Result<bool> PackedRing::pop(const GuestMemory& guest, ChainScratch& scratch, Ch
                                       .size = load_relaxed(shared.size),
                                       .id = load_relaxed(shared.id),
                                       .flags = flags};
-    const bool more = (flags & kMoreFollows) != 0;
-    if ((flags & kIndirectTable) != 0) {
-      // A table ends its chain. (virtio 1.2, 2.8.19)
-      if (!features_.indirect || more) return Errno{EBADMSG};
-      TRY(walk_table(descriptor, builder));
-    } else {
-      TRY(builder.add(GuestAddress{descriptor.address}, descriptor.size,
-                      (flags & kWriteOnly) != 0));
-    }
-    if (!more) {
+    TRY(add(descriptor, builder));
+    if ((flags & kMoreFollows) == 0) {
       chain.id = descriptor.id;  // only the last one's counts (virtio 1.2, 2.8.6)
       break;
     }
@@ -74,6 +76,27 @@ Result<bool> PackedRing::pop(const GuestMemory& guest, ChainScratch& scratch, Ch
   in_flight_slots_ += count;
   chain.behind = behind();
   return true;
+}
+
+Result<> PackedRing::add(const PackedDescriptor& descriptor, ChainBuilder& builder) const {
+  if ((descriptor.flags & kIndirectTable) == 0) {
+    return builder.add(GuestAddress{descriptor.address}, descriptor.size,
+                       (descriptor.flags & kWriteOnly) != 0);
+  }
+  // A table ends its chain. (virtio 1.2, 2.8.19)
+  if (!features_.indirect || (descriptor.flags & kMoreFollows) != 0) return Errno{EBADMSG};
+  return walk_table(descriptor, builder);
+}
+
+Result<> PackedRing::take_again(std::span<const PackedDescriptor> descriptors,
+                                const GuestMemory& guest, ChainScratch& scratch,
+                                Chain& chain) const {
+  ChainBuilder builder(guest, scratch, size_);
+  for (const PackedDescriptor& descriptor : descriptors) TRY(add(descriptor, builder));
+  builder.finish(chain);
+  chain.id = descriptors.back().id;
+  chain.descriptor_count = static_cast<std::uint16_t>(descriptors.size());
+  return {};
 }
 
 // Nothing counts chains, and looking at each slot would cost. So two looks tell

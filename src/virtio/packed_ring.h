@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "base/result.h"
 #include "virtio/chain.h"
@@ -59,9 +60,9 @@ class PackedRing {
     EventSuppression* device_event = nullptr;  // what we want to hear
   };
 
-  // Both slots are below `size`.
+  // Both slots are below `size`; so many slots are in flight from before.
   PackedRing(Memory memory, std::uint32_t size, RingFeatures features, PackedPosition available,
-             PackedPosition used);
+             PackedPosition used, std::uint32_t in_flight_slots = 0);
 
   // The same ring at other addresses of ours.
   void remap(Memory memory) { memory_ = memory; }
@@ -69,6 +70,10 @@ class PackedRing {
   // True: `chain` is the next one. False: the driver has made nothing more
   // available. EBADMSG: the ring is malformed; nothing was taken.
   Result<bool> pop(const GuestMemory& guest, ChainScratch& scratch, Chain& chain);
+
+  // The chain of these descriptors, which were taken before. EBADMSG as for pop.
+  Result<> take_again(std::span<const PackedDescriptor> descriptors, const GuestMemory& guest,
+                      ChainScratch& scratch, Chain& chain) const;
 
   // Gives a chain back that took `descriptor_count` slots. The driver sees it at once.
   void put(std::uint16_t id, std::uint16_t descriptor_count, std::uint32_t written);
@@ -89,9 +94,13 @@ class PackedRing {
   static bool is_available(std::uint16_t flags, bool wrap);
   // Whether USED is set: never in a new ring, nor by a driver in its first round.
   static bool is_marked_used(std::uint16_t flags);
+  // Whether what was taken at the used position `at` was given back: the driver had left USED
+  // there as the counter isn't.
+  static bool is_given(const Memory& memory, PackedPosition at);
 
  private:
   std::uint32_t behind() const;
+  Result<> add(const PackedDescriptor& descriptor, ChainBuilder& builder) const;
   Result<> walk_table(const PackedDescriptor& descriptor, ChainBuilder& builder) const;
 
   Memory memory_;
@@ -99,7 +108,7 @@ class PackedRing {
   RingFeatures features_;
   PackedPosition available_;
   PackedPosition used_;
-  std::uint32_t in_flight_slots_ = 0;
+  std::uint32_t in_flight_slots_;
   std::uint32_t unsignalled_ = 0;  // slots given back since the last take_signal
   bool first_signal_ = true;       // what a predecessor signalled is unknown
 };

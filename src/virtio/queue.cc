@@ -201,6 +201,24 @@ Result<Queue::Located> Queue::locate() const {
 }
 
 Result<> Queue::start() {
+  return start(/*again=*/false);
+}
+
+Result<std::size_t> Queue::start_again(bool blame) {
+  TRY(start(/*again=*/true));
+  std::shared_ptr<const sys::Notifier> call;
+  std::size_t in_flight = 0;
+  {
+    Lock lock(mutex_);
+    blame_ = blame;
+    call = call_;
+    in_flight = left_over_.size();
+  }
+  if (call != nullptr) call->notify();
+  return in_flight;
+}
+
+Result<> Queue::start(bool again) {
   Lock lock(mutex_);
   if (running_) return {};
   const bool packed = (features_ & kRingPacked) != 0;
@@ -209,23 +227,11 @@ Result<> Queue::start() {
   const RingFeatures ring_features{.indirect = (features_ & kIndirectDescriptors) != 0,
                                    .event_index = (features_ & kEventIndex) != 0,
                                    .notify_on_empty = (features_ & kNotifyOnEmpty) != 0};
-  std::uint32_t base = base_.value_or(packed ? kFirstPackedBase : kFirstSplitBase);
-  if (packed) {
-    // User Mode Linux says 0 for every new ring, though the counters of a packed one begin at 1.
-    // A ring that really stopped at slot 0 before a round of 0 has the last round's mark there.
-    if (base == 0 && !PackedRing::is_marked_used(load_relaxed(located.packed.descriptors->flags))) {
-      base = kFirstPackedBase;
-    }
-    const auto available = PackedPosition::decode(static_cast<std::uint16_t>(base));
-    const auto used = PackedPosition::decode(static_cast<std::uint16_t>(base >> 16));
-    if (available.slot >= size_ || used.slot >= size_) return Errno{EINVAL};
-    packed_.emplace(located.packed, size_, ring_features, available, used);
-  } else {
-    split_.emplace(located.split, size_, ring_features, static_cast<std::uint16_t>(base));
-  }
   if ((features_ & kInOrder) != 0) held_.assign(size_, Held{});
   next_sequence_ = 0;
   next_in_order_ = 0;
+  TRY(packed ? make_packed(located, ring_features, again)
+             : make_split(located, ring_features, again));
   descriptors_for_log_ = located.descriptors;
   ring_memory_ = memory_;
   ring_in_memory_ = true;
@@ -235,16 +241,79 @@ Result<> Queue::start() {
   return {};
 }
 
+Result<> Queue::make_split(const Located& located, RingFeatures features, bool again) {
+  if (!again) {
+    const std::uint32_t base = base_.value_or(kFirstSplitBase);
+    split_.emplace(located.split, size_, features, static_cast<std::uint16_t>(base));
+    if (in_flight_log_) in_flight_log_->begin(size_, /*packed=*/false, base_now());
+    return {};
+  }
+  const InFlight::Progress before = in_flight_log_->progress();
+  split_.emplace(located.split, size_, features, static_cast<std::uint16_t>(before.base));
+  (void)in_flight_log_->settle(size_, [&](std::uint16_t used) {
+    return split_->next_used() == static_cast<std::uint16_t>(used + 1);
+  });
+  (void)go_on_with_left_over(/*packed=*/false);
+  return {};
+}
+
+Result<> Queue::make_packed(const Located& located, RingFeatures features, bool again) {
+  std::uint32_t base = again ? in_flight_log_->progress().base : base_.value_or(kFirstPackedBase);
+  // User Mode Linux says 0 for every new ring, though the counters of a packed one begin at 1.
+  // A ring that really stopped at slot 0 before a round of 0 has the last round's mark there.
+  if (!again && base == 0 &&
+      !PackedRing::is_marked_used(load_relaxed(located.packed.descriptors->flags))) {
+    base = kFirstPackedBase;
+  }
+  const auto available = PackedPosition::decode(static_cast<std::uint16_t>(base));
+  auto used = PackedPosition::decode(static_cast<std::uint16_t>(base >> 16));
+  if (available.slot >= size_ || used.slot >= size_) return Errno{EINVAL};
+  if (!again) {
+    packed_.emplace(located.packed, size_, features, available, used);
+    if (in_flight_log_) in_flight_log_->begin(size_, /*packed=*/true, base_now());
+    return {};
+  }
+  const std::uint32_t given = in_flight_log_->settle(size_, [&](std::uint16_t position) {
+    const auto at = PackedPosition::decode(position);
+    return at.slot < size_ && PackedRing::is_given(located.packed, at);
+  });
+  if (given > size_) return Errno{EINVAL};
+  used.advance(given, size_);
+  in_flight_log_->go_on(available.encode() | static_cast<std::uint32_t>(used.encode()) << 16);
+  const std::uint32_t slots = go_on_with_left_over(/*packed=*/true);
+  packed_.emplace(located.packed, size_, features, available, used, slots);
+  return {};
+}
+
+// How many ring slots are in flight from before.
+std::uint32_t Queue::go_on_with_left_over(bool packed) {
+  left_over_ = in_flight_log_->take_over(size_, packed);
+  std::ranges::reverse(left_over_);  // taken from the end
+  next_sequence_ = in_flight_log_->progress().number;
+  next_in_order_ =
+      left_over_.empty() ? next_sequence_ : in_flight_log_->number_of(left_over_.back());
+  std::uint32_t slots = 0;
+  for (const std::uint16_t cell : left_over_) slots += in_flight_log_->slots_of(cell);
+  return slots;
+}
+
+std::uint32_t Queue::base_now() const {
+  if (split_) return split_->next_available();
+  return packed_->next_available().encode() |
+         static_cast<std::uint32_t>(packed_->next_used().encode()) << 16;
+}
+
 std::uint32_t Queue::stop() {
   std::shared_ptr<const GuestMemory> unused;  // unmapped after the lock
   Lock lock(mutex_);
   close_gate();
   running_ = false;
   while (in_flight_ != 0) drained_.wait(mutex_);
-  if (split_) base_ = split_->next_available();
-  if (packed_) {
-    base_ = packed_->next_available().encode() |
-            static_cast<std::uint32_t>(packed_->next_used().encode()) << 16;
+  if (split_ || packed_) base_ = base_now();
+  if (!left_over_.empty()) {
+    log::warn("queue {}: {} requests of a process that died are lost: the VMM stopped the queue",
+              index_, left_over_.size());
+    left_over_.clear();
   }
   split_.reset();
   packed_.reset();
@@ -309,28 +378,64 @@ Result<bool> Queue::take(ChainScratch& scratch, Chain& chain,
   // Counting a reference costs more than the rest of this; tables rarely change.
   if (scratch.memory != memory_) old_memory = std::exchange(scratch.memory, memory_);
   // A driver that makes more available than it has slots lies about its ring.
-  const bool full = in_flight_ == size_;
+  const bool full = in_flight_ + left_over_.size() >= size_;
+  if (!left_over_.empty()) [[unlikely]] {
+    TRY(take_again(scratch, chain));
+    ++in_flight_;
+    return true;
+  }
+  const std::uint16_t first = packed_ ? packed_->next_available().slot : std::uint16_t{0};
   Result<bool> got =
       split_ ? split_->pop(*memory_, scratch, chain) : packed_->pop(*memory_, scratch, chain);
   if (!got || !*got) return got;
   if (full) return Errno{EBADMSG};
   chain.sequence = next_sequence_++;
+  chain.again = false;
+  chain.deaths = 0;
   ++in_flight_;
+  if (in_flight_log_) {
+    if (split_) {
+      in_flight_log_->taken_split(chain, split_->next_available());
+    } else {
+      in_flight_log_->taken_packed(chain, std::span{packed_->descriptors(), size_}, first,
+                                   base_now());
+    }
+  }
   peek_position_.store(split_ ? split_->next_available() : packed_->next_available().encode(),
                        std::memory_order_relaxed);
   return true;
 }
 
+// Of what was in flight when the process before died, the next one.
+Result<> Queue::take_again(ChainScratch& scratch, Chain& chain) {
+  const std::uint16_t cell = left_over_.back();
+  left_over_.pop_back();
+  if (split_) {
+    TRY(split_->take_again(cell, *memory_, scratch, chain));
+  } else {
+    in_flight_log_->copy_descriptors(cell, copied_);
+    TRY(packed_->take_again(copied_, *memory_, scratch, chain));
+  }
+  chain.cell = cell;
+  chain.again = true;
+  chain.deaths = in_flight_log_->deaths_of(cell, blame_);
+  chain.sequence = in_flight_log_->number_of(cell);
+  chain.behind = static_cast<std::uint32_t>(left_over_.size());
+  return {};
+}
+
 void Queue::give_back(const Chain& chain, std::uint32_t written) {
   CHECK(in_flight_ > 0);
   if ((features_ & kLogAll) != 0 && dirty_log_ != nullptr) log_writes(chain, written);
+  const Held given{.done = true,
+                   .id = chain.id,
+                   .descriptor_count = chain.descriptor_count,
+                   .cell = chain.cell,
+                   .written = written};
   if (held_.empty()) {
-    put(chain.id, chain.descriptor_count, written);
+    put(given);
   } else {
-    held_[chain.sequence % held_.size()] = {.done = true,
-                                            .id = chain.id,
-                                            .descriptor_count = chain.descriptor_count,
-                                            .written = written};
+    held_[chain.sequence % held_.size()] = given;
     // Each gets an element of its own, though one may stand for a batch: the
     // length of every reply must reach the driver. (virtio 1.2, 2.7.9)
     for (;;) {
@@ -338,30 +443,34 @@ void Queue::give_back(const Chain& chain, std::uint32_t written) {
       if (!next.done) break;
       next.done = false;
       ++next_in_order_;
-      put(next.id, next.descriptor_count, next.written);
+      put(next);
     }
-  }
-  if (split_) {
-    split_->publish();
-    log_device_area(0, kUsedHeadBytes);
   }
   unsignalled_.store(unsignalled() + 1, std::memory_order_relaxed);
   if (--in_flight_ == 0 && !running_) drained_.notify_all();
 }
 
-void Queue::put(std::uint16_t id, std::uint16_t descriptor_count, std::uint32_t written) {
+void Queue::put(const Held& chain) {
+  const std::uint16_t used = split_ ? split_->next_used() : packed_->next_used().encode();
+  if (in_flight_log_) in_flight_log_->giving(chain.cell, used);
   if (split_) {
-    const std::uint64_t slot = split_->next_used() % size_;
-    split_->put(id, written);
-    log_device_area(kUsedHeadBytes + slot * sizeof(UsedElement), sizeof(UsedElement));
-    return;
+    split_->put(chain.id, chain.written);
+    split_->publish();
+    log_device_area(kUsedHeadBytes + used % size_ * sizeof(UsedElement), sizeof(UsedElement));
+    log_device_area(0, kUsedHeadBytes);
+  } else {
+    packed_->put(chain.id, chain.descriptor_count, chain.written);
+    // A packed ring gives back in the descriptor area, which has no log address of its own.
+    if ((features_ & kLogAll) != 0 && dirty_log_ != nullptr && log_address()) {
+      const std::uint64_t offset = PackedPosition::decode(used).slot * sizeof(PackedDescriptor);
+      dirty_log_->mark(GuestAddress{descriptors_for_log_.value + offset}, sizeof(PackedDescriptor));
+    }
   }
-  const std::uint64_t slot = packed_->next_used().slot;
-  packed_->put(id, descriptor_count, written);
-  // A packed ring gives back in the descriptor area, which has no log address of its own.
-  if ((features_ & kLogAll) != 0 && dirty_log_ != nullptr && log_address()) {
-    dirty_log_->mark(GuestAddress{descriptors_for_log_.value + slot * sizeof(PackedDescriptor)},
-                     sizeof(PackedDescriptor));
+  if (!in_flight_log_) return;
+  if (split_) {
+    in_flight_log_->given_split(chain.cell);
+  } else {
+    in_flight_log_->given_packed(chain.cell, base_now());
   }
 }
 
@@ -391,7 +500,7 @@ void Queue::signal() {
   {
     Lock lock(mutex_);
     unsignalled_.store(0, std::memory_order_relaxed);
-    const bool idle = in_flight_ == 0;
+    const bool idle = in_flight_ == 0 && left_over_.empty();
     const bool wanted = split_ ? split_->take_signal(idle) : packed_ && packed_->take_signal(idle);
     if (!wanted) return;
     call = call_;

@@ -28,6 +28,7 @@
 #include "sys/events.h"
 #include "sys/fd.h"
 #include "virtio/chain.h"
+#include "virtio/in_flight.h"
 #include "virtio/packed_ring.h"
 #include "virtio/split_ring.h"
 
@@ -56,8 +57,11 @@ class Queue {
  public:
   static constexpr std::uint32_t kMostSlots = 32768;
 
-  // `index` is for log lines only.
-  explicit Queue(std::uint32_t index) : index_(index) {}
+  // `index` is for log lines only. `record`: where what is in flight is kept for a successor, as
+  // InFlight wants it; empty: nowhere.
+  explicit Queue(std::uint32_t index, std::span<std::byte> record = {}) : index_(index) {
+    if (!record.empty()) in_flight_log_.emplace(record);
+  }
   ~Queue();
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
@@ -93,6 +97,10 @@ class Queue {
   // From now on pop yields chains. EINVAL: the settings contradict each other
   // or are missing; EFAULT: the ring is not in memory. Starting twice is one start.
   Result<> start();
+  // start for a successor: goes on where the record says that the ring was, and pop yields first
+  // what was in flight. The driver is told once, for the predecessor may not have. `blame`: that
+  // one died of what it did, so one of those requests may be why. How many they are.
+  Result<std::size_t> start_again(bool blame);
   // From now on pop yields nothing. Waits until nothing is in flight. Returns
   // the base, as in GET_VRING_BASE; a start without set_base goes on there.
   std::uint32_t stop();
@@ -139,6 +147,7 @@ class Queue {
     bool done = false;
     std::uint16_t id = 0;
     std::uint16_t descriptor_count = 0;
+    std::uint16_t cell = 0;
     std::uint32_t written = 0;
   };
 
@@ -163,11 +172,16 @@ class Queue {
   void close_gate() REQUIRES(mutex_);
   void open_gate_if_serving() REQUIRES(mutex_);
 
+  Result<> make_split(const Located& located, RingFeatures features, bool again) REQUIRES(mutex_);
+  Result<> make_packed(const Located& located, RingFeatures features, bool again) REQUIRES(mutex_);
+  Result<> start(bool again);
+  std::uint32_t go_on_with_left_over(bool packed) REQUIRES(mutex_);
+  std::uint32_t base_now() const REQUIRES(mutex_);
+  Result<> take_again(ChainScratch& scratch, Chain& chain) REQUIRES(mutex_);
   Result<bool> take(ChainScratch& scratch, Chain& chain,
                     std::shared_ptr<const GuestMemory>& old_memory) REQUIRES(mutex_);
   void give_back(const Chain& chain, std::uint32_t written) REQUIRES(mutex_);
-  void put(std::uint16_t id, std::uint16_t descriptor_count, std::uint32_t written)
-      REQUIRES(mutex_);
+  void put(const Held& chain) REQUIRES(mutex_);
   void log_writes(const Chain& chain, std::uint32_t written) REQUIRES(mutex_);
   void log_device_area(std::uint64_t offset, std::uint64_t size) REQUIRES(mutex_);
 
@@ -203,6 +217,11 @@ class Queue {
   std::uint32_t next_sequence_ GUARDED_BY(mutex_) = 0;
   std::uint32_t next_in_order_ GUARDED_BY(mutex_) = 0;
   std::vector<Held> held_ GUARDED_BY(mutex_);  // IN_ORDER: a slot per chain in flight
+  std::optional<InFlight> in_flight_log_ GUARDED_BY(mutex_);
+  // Cells in flight from before, the first to be served last.
+  std::vector<std::uint16_t> left_over_ GUARDED_BY(mutex_);
+  bool blame_ GUARDED_BY(mutex_) = false;
+  std::vector<PackedDescriptor> copied_ GUARDED_BY(mutex_);  // of the one being taken again
 
   std::atomic<std::uint32_t> unsignalled_{0};  // changes under the lock only
 

@@ -55,16 +55,21 @@ Result<bool> SplitRing::pop(const GuestMemory& guest, ChainScratch& scratch, Cha
   }
   const std::uint16_t head =
       load_relaxed(memory_.available[kAvailableSlots + slot(next_available_)]);
+  TRY(take_again(head, guest, scratch, chain));
+  ++next_available_;
+  chain.behind = static_cast<std::uint16_t>(seen_available_ - next_available_);
+  prefetch(guest);
+  return true;
+}
 
+Result<> SplitRing::take_again(std::uint16_t head, const GuestMemory& guest, ChainScratch& scratch,
+                               Chain& chain) const {
   ChainBuilder builder(guest, scratch, size_);
   TRY(walk(head, builder));
   builder.finish(chain);
   chain.id = head;
   chain.descriptor_count = 1;
-  ++next_available_;
-  chain.behind = static_cast<std::uint16_t>(seen_available_ - next_available_);
-  prefetch(guest);
-  return true;
+  return {};
 }
 
 // Of the chains behind: the next one's request, the table of the one after that, the descriptor of

@@ -52,6 +52,10 @@ class SplitRing {
   // available. EBADMSG: the ring is malformed; nothing was taken.
   Result<bool> pop(const GuestMemory& guest, ChainScratch& scratch, Chain& chain);
 
+  // The chain with this head, which was taken before. EBADMSG as for pop.
+  Result<> take_again(std::uint16_t head, const GuestMemory& guest, ChainScratch& scratch,
+                      Chain& chain) const;
+
   // Gives a chain back; the driver sees it at the next publish.
   void put(std::uint16_t id, std::uint32_t written);
   void publish();

@@ -12,6 +12,7 @@ import fcntl
 import os
 import random
 import resource
+import signal
 import subprocess
 import threading
 import time
@@ -532,6 +533,46 @@ def raise_storm(guest, host):
 def storm_cold(guest, host):
     """Names made, moved and removed by many at once, with hardly a descriptor for an inode."""
     raise_storm(guest, host)
+
+
+class Killer:
+    """Kills the process that serves, again and again; the next one is to go on."""
+
+    def __init__(self, guest):
+        self._guest = guest
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.deaths = 0
+
+    def _run(self):
+        while not self._enough.wait(0.25 + 0.03 * (self.deaths % 5)):
+            processes = daemon_processes(self._guest)
+            if len(processes) == 3:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(processes[-1], signal.SIGKILL)
+                    self.deaths += 1
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._enough.set()
+        self._thread.join()
+
+
+@case(options=("--xattr",), queues=2, cpus=2)
+def dying_workers(guest, host):
+    """Whatever is being done when the process dies that serves, the guest doesn't notice."""
+    program = to_host(guest, host, "storm")
+    guest.run("mkdir tree")
+    with Killer(guest) as killer:
+        for seed in range(1, 4):
+            guest.run(f"storm tree {seed} 4 5; sync")
+        guest.run(EXERCISE.replace("SEEDS", "40 41"))
+    expect(killer.deaths >= 5, f"only {killer.deaths} deaths")
+    on_host(host, f"{program} tree check")
+    same_tree(guest, host, "tree")
 
 
 class Meddler:

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include "daemon/device_journal.h"
+
+#include <fcntl.h>
+
+#include <utility>
+
+namespace virtiofsd {
+namespace {
+
+Result<UniqueFd> duplicate(FdRef fd) {
+  UniqueFd copy{::fcntl(fd.number(), F_DUPFD_CLOEXEC, 0)};
+  if (!copy) return Errno::last();
+  return copy;
+}
+
+}  // namespace
+
+SessionRecord& session_record(const Arena& arena) {
+  return *static_cast<SessionRecord*>(
+      static_cast<void*>(arena.section(SectionKind::kSession).data()));
+}
+
+DeviceJournal::DeviceJournal(const Arena* arena) {
+  if (arena == nullptr) return;
+  record_ = &session_record(*arena);
+  rings_ = arena->section(SectionKind::kRings);
+}
+
+std::span<std::byte> DeviceJournal::ring_bytes(std::uint32_t index) const {
+  if (rings_.empty()) return {};
+  return rings_.subspan(std::size_t{index} * sizeof(RingRecord), sizeof(RingRecord));
+}
+
+Result<> DeviceJournal::Regions::add(const vhost_user::MemoryRegion& region) {
+  UniqueFd file = TRY(duplicate(region.file));
+  all_.emplace_back(SessionRecord::Region{.guest = region.guest.value,
+                                          .vmm = region.vmm.value,
+                                          .size = region.size,
+                                          .mmap_offset = region.mmap_offset,
+                                          .fd = file.number(),
+                                          .padding = 0},
+                    std::move(file));
+  return {};
+}
+
+void DeviceJournal::set_regions(Regions regions) {
+  if (record_ == nullptr) return;
+  const std::uint32_t before = std::exchange(record_->regions, 0);
+  for (std::uint32_t i = 0; i < before; ++i) UniqueFd{record_->region[i].fd}.reset();
+  record_->has_memory = 1;
+  add_regions(std::move(regions));
+}
+
+void DeviceJournal::add_regions(Regions regions) {
+  if (record_ == nullptr) return;
+  record_->has_memory = 1;
+  for (auto& [region, file] : regions.all_) {
+    if (record_->regions == SessionRecord::kRegions) return;
+    record_->region[record_->regions++] = region;
+    (void)file.release();  // the record's from now on
+  }
+}
+
+void DeviceJournal::remove_region(const vhost_user::MemoryRegion& region) {
+  if (record_ == nullptr) return;
+  for (std::uint32_t i = 0; i < record_->regions; ++i) {
+    SessionRecord::Region& known = record_->region[i];
+    if (known.guest != region.guest.value || known.vmm != region.vmm.value ||
+        known.size != region.size) {
+      continue;
+    }
+    UniqueFd{known.fd}.reset();
+    known = record_->region[--record_->regions];
+    return;
+  }
+}
+
+void DeviceJournal::keep(std::int32_t& place, FdRef fd) {
+  if (record_ == nullptr) return;
+  Result<UniqueFd> copy = fd.valid() ? duplicate(fd) : UniqueFd{};
+  // Without a duplicate a successor does without it.
+  const UniqueFd before{std::exchange(place, copy ? copy->release() : -1)};
+}
+
+void DeviceJournal::begin(const Arena& arena) {
+  SessionRecord& record = session_record(arena);
+  record.socket = record.log_file = record.backend_requests = -1;
+  for (SessionRecord::Ring& ring : record.ring) ring.kick = ring.call = ring.error = -1;
+}
+
+std::vector<int> DeviceJournal::descriptors_kept_in(const Arena& arena) {
+  const SessionRecord& record = session_record(arena);
+  std::vector<int> kept{record.socket, record.log_file, record.backend_requests};
+  for (std::uint32_t i = 0; i < record.regions && i < SessionRecord::kRegions; ++i)
+    kept.push_back(record.region[i].fd);
+  for (const SessionRecord::Ring& ring : record.ring) {
+    for (const int fd : {ring.kick, ring.call, ring.error}) kept.push_back(fd);
+  }
+  return kept;
+}
+
+}  // namespace virtiofsd
