@@ -185,11 +185,12 @@ int run(int argc, char** argv) {
     TRY(sandbox::drop_groups());
     const std::uint64_t descriptor_limit = TRY(sandbox::limit_descriptors(options->rlimit_nofile));
     sandbox::Plan plan = TRY(sandbox::Plan::make(options->sandbox));
-    Listener listener = TRY(Listener::prepare(options->socket));
-    // Made here, so that every worker has it at once.
+    // Made here, so that every worker has it at once. Where files may not be as large, that is said.
+    ::signal(SIGXFSZ, SIG_IGN);
     auto arena = Arena::create(arena_plan(kMostInodes));
     if (!arena) return Failure{"can't make memory for the state", arena.error()};
     DeviceJournal::begin(**arena);
+    Listener listener = TRY(Listener::prepare(options->socket));
     const ProcessTreeSettings settings{
         .daemonize = options->daemonize,
         .can_be_succeeded =

@@ -195,6 +195,13 @@ class StartTest(unittest.TestCase):
                             f"{self.place}/none")
         self.assert_refused(self.run_daemon("--fd=99", here[1]), 1, "--fd=99")
 
+    def test_a_file_size_limit_that_is_too_low_is_told(self):
+        def low():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+        self.assert_refused(self.run_daemon(f"--socket-path={self.socket}", f"--shared-dir={self.share}",
+                                            preexec_fn=low), 1, "memory for the state", "EFBIG")
+
     def test_C14_a_second_start_is_refused_while_the_first_lives(self):
         first = self.start()
         second = self.run_daemon(f"--socket-path={self.socket}", f"--shared-dir={self.share}")
