@@ -97,10 +97,11 @@ Result<vhost_user::Session, Failure> connect(WorkerStart& start, Listener& liste
     const auto taken = TRY(device.take_over(/*blame=*/start.died_of != SIGKILL));
     log::info("taken over: {} queues run again; requests that are served again: {}", taken.queues,
               taken.requests);
-    return vhost_user::Session{
-        UniqueFd{record.socket},
-        device,
-        {.features = record.agreed_features, .protocol_features = record.agreed_protocol_features}};
+    return vhost_user::Session{UniqueFd{record.socket},
+                               device,
+                               {.features = record.agreed_features,
+                                .protocol_features = record.agreed_protocol_features,
+                                .acknowledges = record.acknowledges != 0}};
   }
   TRY(start.ready());
   UniqueFd socket = TRY(listener.accept());
@@ -120,6 +121,7 @@ void converse(vhost_user::Session& session, SessionRecord& record) {
     if (session.in_mid_message()) continue;
     record.agreed_features = session.agreement().features;
     record.agreed_protocol_features = session.agreement().protocol_features;
+    record.acknowledges = session.agreement().acknowledges ? 1 : 0;
     record.conversation = SessionRecord::kBetweenMessages;
   }
   record.conversation = SessionRecord::kNone;
@@ -185,7 +187,8 @@ int run(int argc, char** argv) {
     TRY(sandbox::drop_groups());
     const std::uint64_t descriptor_limit = TRY(sandbox::limit_descriptors(options->rlimit_nofile));
     sandbox::Plan plan = TRY(sandbox::Plan::make(options->sandbox));
-    // Made here, so that every worker has it at once. Where files may not be as large, that is said.
+    // Made here, so that every worker has it at once. Where files may not be as large, that is
+    // said.
     ::signal(SIGXFSZ, SIG_IGN);
     auto arena = Arena::create(arena_plan(kMostInodes));
     if (!arena) return Failure{"can't make memory for the state", arena.error()};
@@ -205,7 +208,8 @@ int run(int argc, char** argv) {
     return run_process_tree(settings, std::move(plan), listener, [&](WorkerStart& start) {
       auto status = serve(*options, descriptor_limit, *arena, listener, start);
       if (status) return *status;
-      log::error("{}", status.error().text());
+      log::error("{}{}", status.error().text(),
+                 start.died_of != 0 ? "; the guest has lost its file system" : "");
       return 1;
     });
   }();

@@ -1,14 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include "base/log.h"
 
+#include <fmt/format.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
-#include <spdlog/sinks/syslog_sink.h>
 #include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <syslog.h>
+#include <time.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
 
 namespace virtiofsd::log {
 namespace {
@@ -31,12 +40,64 @@ spdlog::level::level_enum level_of(Level level) {
   return spdlog::level::off;
 }
 
+constexpr const char* kSyslog = "/dev/log";
+
+int priority_of(spdlog::level::level_enum level) {
+  switch (level) {
+    case spdlog::level::trace:
+    case spdlog::level::debug:
+      return LOG_DEBUG;
+    case spdlog::level::info:
+      return LOG_INFO;
+    case spdlog::level::warn:
+      return LOG_WARNING;
+    default:
+      return LOG_ERR;
+  }
+}
+
+// Not syslog(3): that closes its socket when nobody reads it any more, and supervisor and workers
+// have one descriptor table, where the number means something else soon. This one is never closed;
+// a new one could not be made inside the sandbox anyway.
+class SyslogSink final : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  SyslogSink() : socket_(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)) {
+    struct sockaddr_un address {};
+    address.sun_family = AF_UNIX;
+    std::string_view{kSyslog}.copy(address.sun_path, sizeof address.sun_path - 1);
+    const auto* to = static_cast<const struct sockaddr*>(static_cast<const void*>(&address));
+    if (socket_ >= 0) connected_ = ::connect(socket_, to, sizeof address) == 0;
+  }
+  bool connected() const { return connected_; }
+
+ protected:
+  // As LOG_DAEMON and by the program's name, like QEMU's daemon, so that existing filters match.
+  // (RFC 3164)
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    const time_t now = spdlog::log_clock::to_time_t(message.time);
+    struct tm local {};
+    ::localtime_r(&now, &local);
+    std::array<char, 32> stamp{};
+    (void)::strftime(stamp.data(), stamp.size(), "%b %e %H:%M:%S", &local);
+    const std::string line = fmt::format(
+        "<{}>{} virtiofsd[{}]: {}", LOG_DAEMON | priority_of(message.level), stamp.data(),
+        ::getpid(), std::string_view{message.payload.data(), message.payload.size()});
+    // Lost if nobody reads it, or not fast enough.
+    (void)!::send(socket_, line.data(), line.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  }
+  void flush_() override {}
+
+ private:
+  int socket_;
+  bool connected_ = false;
+};
+
+// Null where there is no syslog.
 std::shared_ptr<spdlog::logger> make_logger(Sink sink) {
   std::shared_ptr<spdlog::logger> logger;
   if (sink == Sink::kSyslog) {
-    // LOG_DAEMON and the program's name, as QEMU's daemon does, so that existing filters match.
-    auto to_syslog = std::make_shared<spdlog::sinks::syslog_sink_mt>(
-        "virtiofsd", LOG_PID | LOG_NDELAY, LOG_DAEMON, false);
+    auto to_syslog = std::make_shared<SyslogSink>();
+    if (!to_syslog->connected()) return nullptr;
     logger = std::make_shared<spdlog::logger>("virtiofsd", std::move(to_syslog));
   } else {
     auto to_stderr = std::make_shared<spdlog::sinks::stderr_sink_mt>();
@@ -56,11 +117,11 @@ std::shared_ptr<spdlog::logger>& current() {
 }  // namespace
 
 void configure(Sink sink, Level level) {
-  // syslog(3) itself says nothing when nobody listens.
-  const bool nobody_listens = sink == Sink::kSyslog && ::access("/dev/log", W_OK) != 0;
-  current() = make_logger(nobody_listens ? Sink::kStderr : sink);
+  std::shared_ptr<spdlog::logger> logger = make_logger(sink);
+  const bool nobody_listens = logger == nullptr;
+  current() = nobody_listens ? make_logger(Sink::kStderr) : std::move(logger);
   threshold.store(level, std::memory_order_relaxed);
-  if (nobody_listens) warn("there is no syslog here (/dev/log); logging to stderr");
+  if (nobody_listens) warn("there is no syslog here ({}); logging to stderr", kSyslog);
 }
 
 // Relaxed: a level change may be seen a message late.

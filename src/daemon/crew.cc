@@ -51,6 +51,9 @@ constexpr auto kInterruptedOnOneProcessor = std::chrono::microseconds(1);
 // Requests at once; more of them could fill the ring during a nap (QEMU's has 128 slots).
 constexpr std::uint32_t kLargestBurstBeforeNap = 64;
 
+// Longer than what doesn't block takes.
+constexpr auto kTimeForLeftOver = std::chrono::seconds(1);
+
 constexpr std::uint64_t kKick = 0;
 constexpr std::uint64_t kStop = 1;
 
@@ -294,6 +297,8 @@ void Crew::forget_kick() {
 
 void Crew::stop() {
   if (!running_) return;
+  // What a process that died had taken is taken as far as the VMM knows: it is answered first.
+  queue_.await_left_over(Clock::now() + kTimeForLeftOver);
   running_ = false;
   stopping_.store(true, std::memory_order_release);
   const std::uint64_t one = 1;

@@ -108,7 +108,11 @@ std::uint64_t Device::features() const {
 Result<> Device::set_features(std::uint64_t features) {
   features_ = features;
   if (SessionRecord* record = journal_.record()) record->features = features;
-  for (const auto& ring : rings_) ring->queue.set_features(features);
+  for (std::uint32_t index = 0; index < rings_.size(); ++index) {
+    virtio::Queue& queue = rings_[index]->queue;
+    queue.set_features(features);
+    journal_.ring(index).features = queue.features();
+  }
   return {};
 }
 
@@ -221,13 +225,15 @@ Result<> Device::set_vring_size(std::uint32_t index, std::uint32_t size) {
 template <typename Address>
 Result<> Device::set_addresses(std::uint32_t index,
                                const vhost_user::RingAddresses<Address>& addresses) {
-  const auto to = ring_addresses(addresses);
-  Result<> set = rings_[index]->queue.set_addresses(to);
-  if (!set && set.error() == Errno{EBUSY}) {
-    set = change_stopped(index, [&](virtio::Queue& stopped) { return stopped.set_addresses(to); });
-  }
-  if (set) note_addresses(to, journal_.ring(index));
-  return set;
+  const auto change = [&](virtio::Queue& queue) -> Result<> {
+    const auto to = ring_addresses(addresses);
+    TRY(queue.set_addresses(to));
+    note_addresses(to, journal_.ring(index));
+    return {};
+  };
+  const Result<> set = change(rings_[index]->queue);
+  if (set || set.error() != Errno{EBUSY}) return set;
+  return change_stopped(index, change);
 }
 
 Result<> Device::set_vring_addresses(std::uint32_t index,
@@ -309,8 +315,17 @@ Result<> Device::start_if_ready(std::uint32_t index) {
   if (!ring.kicked || !ring.queue.ready()) return {};
   make_crew(index);
   if (ring.crew->running()) return {};
-  const Result<> started = ring.crew->start();
-  if (started) journal_.ring(index).started = 1;
+  Result<> started;
+  if (ring.again) {
+    const auto again = ring.crew->start_again(blame_);
+    if (!again) started = again.error();
+  } else {
+    started = ring.crew->start();
+  }
+  if (started) {
+    ring.again = false;
+    journal_.ring(index).started = 1;
+  }
   if (!started) {
     constexpr std::uint32_t kLoudFailures = 20;
     if (++failed_starts_ <= kLoudFailures) {
@@ -329,6 +344,10 @@ void Device::stop(std::uint32_t index) {
   Ring& ring = *rings_[index];
   if (ring.crew && ring.crew->running()) {
     ring.crew->stop();
+    note_base(ring.queue.stop(), journal_.ring(index));
+    journal_.ring(index).started = 0;
+  }
+  if (std::exchange(ring.again, false)) {
     note_base(ring.queue.stop(), journal_.ring(index));
     journal_.ring(index).started = 0;
   }
@@ -378,6 +397,7 @@ void Device::keep_status(std::uint64_t status) {
 
 Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
   SessionRecord& record = *journal_.record();
+  blame_ = blame;
   features_ = record.features;
   status_ = record.status;
   backend_requests_ = duplicate(record.backend_requests);
@@ -392,10 +412,10 @@ Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
   TakenOver all;
   for (std::uint32_t index = 0; index < rings_.size(); ++index) {
     virtio::Queue& queue = rings_[index]->queue;
-    queue.set_features(features_);
+    queue.set_features(record.ring[index].features);
     queue.set_memory(memory_);
     queue.set_dirty_log(log);
-    const auto in_flight = resume(index, record.ring[index], blame);
+    const auto in_flight = resume(index, record.ring[index]);
     if (!in_flight)
       return Failure{fmt::format("can't go on with queue {}", index), in_flight.error()};
     if (rings_[index]->crew) ++all.queues;
@@ -420,8 +440,7 @@ Result<> Device::resume_memory() {
   return {};
 }
 
-Result<std::size_t> Device::resume(std::uint32_t index, const SessionRecord::Ring& settings,
-                                   bool blame) {
+Result<std::size_t> Device::resume(std::uint32_t index, const SessionRecord::Ring& settings) {
   Ring& ring = *rings_[index];
   if (settings.size != 0) TRY(ring.queue.set_size(settings.size));
   ring.size = settings.size;
@@ -436,11 +455,17 @@ Result<std::size_t> Device::resume(std::uint32_t index, const SessionRecord::Rin
   ring.queue.set_enabled(settings.enabled != 0);
   ring.kicked = settings.kicked != 0;
   if (settings.started == 0) {
-    TRY(start_if_ready(index));
+    // The VMM has been told why, if it can't.
+    (void)start_if_ready(index);
     return 0;
   }
   make_crew(index);
-  return ring.crew->start_again(blame);
+  auto in_flight = ring.crew->start_again(blame_);
+  // Where the ring is nowhere in memory it rests until it is.
+  ring.again = !in_flight && in_flight.error() == Errno{EFAULT};
+  if (!ring.again) return in_flight;
+  TRY(ring.queue.set_base_again());
+  return 0;
 }
 
 }  // namespace virtiofsd

@@ -95,6 +95,7 @@ class Device final : public vhost_user::Backend {
     std::unique_ptr<Crew> crew;  // made when the ring starts for the first time with its size
     std::uint32_t size = 0;      // descriptors
     bool kicked = false;         // SET_VRING_KICK came since the ring was last stopped
+    bool again = false;          // ran when a process died, and hasn't since
   };
 
   void keep_status(std::uint64_t status);
@@ -106,7 +107,7 @@ class Device final : public vhost_user::Backend {
   Result<> start_if_ready(std::uint32_t index);
   void make_crew(std::uint32_t index);
   // How many requests were in flight.
-  Result<std::size_t> resume(std::uint32_t index, const SessionRecord::Ring& settings, bool blame);
+  Result<std::size_t> resume(std::uint32_t index, const SessionRecord::Ring& settings);
   Result<> resume_memory();
   void stop(std::uint32_t index);
   void use_memory(std::shared_ptr<const GuestMemory> memory);
@@ -122,6 +123,7 @@ class Device final : public vhost_user::Backend {
   std::uint64_t features_ = 0;
   std::uint64_t status_ = 0;
   std::uint32_t failed_starts_ = 0;
+  bool blame_ = false;  // as in take_over
   UniqueFd backend_requests_;
 };
 

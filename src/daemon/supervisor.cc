@@ -238,14 +238,20 @@ Result<void, Failure> WorkerStart::ready() {
   return {};
 }
 
+// One more at `now`: not too many yet?
+bool Deaths::is_within(const Limit& limit, std::deque<Clock::time_point>& deaths,
+                       Clock::time_point now) {
+  while (!deaths.empty() && now - deaths.front() > limit.within) deaths.pop_front();
+  deaths.push_back(now);
+  return deaths.size() <= limit.most;
+}
+
 bool Deaths::may_be_succeeded(int signal, Clock::time_point now) {
-  const bool killed = signal == SIGKILL;
-  const Limit& limit = killed ? kKilled : kFailed;
-  std::deque<Clock::time_point>& lately = killed ? killed_ : failed_;
-  while (!lately.empty() && now - lately.front() > limit.within) lately.pop_front();
-  lately.push_back(now);
-  if (!killed && ++failed_in_all_ > kFailedInAll) return false;
-  return lately.size() <= limit.most;
+  if (signal == SIGKILL) {
+    const bool not_at_once = is_within(kKilled, killed_, now);
+    return is_within(kKilledLately, killed_lately_, now) && not_at_once;
+  }
+  return is_within(kFailed, failed_, now) && ++failed_in_all_ <= kFailedInAll;
 }
 
 class ProcessTree {

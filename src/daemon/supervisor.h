@@ -59,8 +59,8 @@ struct ProcessTreeSettings {
 };
 
 // Whether a worker that died gets a successor. What the guest can bring about, and learn from,
-// must not be repeated without end; a worker that somebody killed (the kernel, out of memory)
-// tells a guest nothing.
+// must not be repeated without end. A worker that was killed (by the kernel, out of memory, which
+// a guest may bring about as well) tells it nothing, so that may happen more often.
 class Deaths {
  public:
   using Clock = std::chrono::steady_clock;
@@ -72,10 +72,15 @@ class Deaths {
     std::size_t most;
   };
   static constexpr Limit kKilled{std::chrono::seconds(10), 50};
+  static constexpr Limit kKilledLately{std::chrono::hours(1), 200};
   static constexpr Limit kFailed{std::chrono::seconds(60), 5};
   static constexpr std::size_t kFailedInAll = 20;
 
+  static bool is_within(const Limit& limit, std::deque<Clock::time_point>& deaths,
+                        Clock::time_point now);
+
   std::deque<Clock::time_point> killed_;
+  std::deque<Clock::time_point> killed_lately_;
   std::deque<Clock::time_point> failed_;
   std::size_t failed_in_all_ = 0;
 };

@@ -278,6 +278,17 @@ TEST(Deaths, MayBeManyIfSomebodyKillsAndFewOtherwise) {
   EXPECT_TRUE(deaths.may_be_succeeded(SIGKILL, start + seconds(79)));
 }
 
+TEST(Deaths, ByKillingHaveAnEndToo) {
+  using std::chrono::hours;
+  using std::chrono::seconds;
+  const Clock::time_point start{};
+  Deaths deaths;
+  for (int i = 0; i < 200; ++i)
+    EXPECT_TRUE(deaths.may_be_succeeded(SIGKILL, start + seconds(10) * i));
+  EXPECT_FALSE(deaths.may_be_succeeded(SIGKILL, start + seconds(2010)));
+  EXPECT_TRUE(deaths.may_be_succeeded(SIGKILL, start + hours(2)));
+}
+
 TEST(Deaths, ThatAGuestMayCauseAreFewInAll) {
   using std::chrono::hours;
   const Clock::time_point start{};

@@ -63,10 +63,22 @@ Result<std::byte*> map(FdRef fd, std::uint64_t size) {
   void* base =
       ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.number(), 0);
   if (base == MAP_FAILED) return Errno::last();
+  // A core dump would read all of it, for many seconds, and leave memory in every hole.
+  if (::madvise(base, size, MADV_DONTDUMP) != 0) return Errno::last();
   return static_cast<std::byte*>(base);
 }
 
 }  // namespace
+
+template <typename Header>
+std::vector<Arena::Place> Arena::places_of(const Header& header) {
+  std::vector<Place> places;
+  for (std::size_t i = 0; i < header.sections; ++i) {
+    const SectionEntry& entry = header.table[i];
+    places.push_back({static_cast<SectionKind>(entry.kind), entry.offset, entry.size});
+  }
+  return places;
+}
 
 Result<std::shared_ptr<Arena>> Arena::create(std::span<const SectionPlan> plan) {
   const Header header = header_for(plan);
@@ -80,7 +92,7 @@ Result<std::shared_ptr<Arena>> Arena::create(std::span<const SectionPlan> plan) 
   }
   std::byte* base = TRY(map(fd, size));
   std::memcpy(base, &header, sizeof header);
-  return std::shared_ptr<Arena>(new Arena(std::move(fd), base, size));
+  return std::shared_ptr<Arena>(new Arena(std::move(fd), base, size, places_of(header)));
 }
 
 Result<std::shared_ptr<Arena>> Arena::attach(UniqueFd fd, std::span<const SectionPlan> plan) {
@@ -93,7 +105,8 @@ Result<std::shared_ptr<Arena>> Arena::attach(UniqueFd fd, std::span<const Sectio
     return Errno{EINVAL};
   }
   std::byte* base = TRY(map(fd, total_size(expected)));
-  std::shared_ptr<Arena> arena(new Arena(std::move(fd), base, total_size(expected)));
+  std::shared_ptr<Arena> arena(
+      new Arena(std::move(fd), base, total_size(expected), places_of(expected)));
   if (std::memcmp(base, &expected, sizeof expected) != 0) return Errno{EINVAL};
   return arena;
 }
@@ -103,11 +116,8 @@ Arena::~Arena() {
 }
 
 std::span<std::byte> Arena::section(SectionKind kind) const {
-  Header header;
-  std::memcpy(&header, base_, sizeof header);
-  for (std::size_t i = 0; i < header.sections && i < kMaxSections; ++i) {
-    const SectionEntry& entry = header.table[i];
-    if (entry.kind == static_cast<std::uint32_t>(kind)) return {base_ + entry.offset, entry.size};
+  for (const Place& place : places_) {
+    if (place.kind == kind) return {base_ + place.offset, place.size};
   }
   CHECK(!"a section that was planned");
   return {};

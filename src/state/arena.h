@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/result.h"
 #include "sys/fd.h"
@@ -54,12 +55,22 @@ class Arena {
   void drop_contents(SectionKind kind);
 
  private:
-  Arena(UniqueFd fd, std::byte* base, std::size_t size)
-      : fd_(std::move(fd)), base_(base), size_(size) {}
+  // Not read from the header again: whoever has the arena mapped can write there.
+  struct Place {
+    SectionKind kind;
+    std::size_t offset;
+    std::size_t size;
+  };
+
+  Arena(UniqueFd fd, std::byte* base, std::size_t size, std::vector<Place> places)
+      : fd_(std::move(fd)), base_(base), size_(size), places_(std::move(places)) {}
+  template <typename Header>
+  static std::vector<Place> places_of(const Header& header);
 
   UniqueFd fd_;
   std::byte* base_;
   std::size_t size_;
+  std::vector<Place> places_;
 };
 
 }  // namespace virtiofsd

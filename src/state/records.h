@@ -152,7 +152,8 @@ struct SessionRecord {
     std::uint64_t driver;
     std::uint64_t device;
     std::uint64_t log;
-    std::uint32_t size;  // 0: not set
+    std::uint64_t features;  // as the ring took them
+    std::uint32_t size;      // 0: not set
     std::uint32_t base;
     std::int32_t kick;  // descriptors; -1: none
     std::int32_t call;
@@ -175,6 +176,7 @@ struct SessionRecord {
   std::int32_t socket;
   std::uint64_t agreed_features;
   std::uint64_t agreed_protocol_features;
+  std::uint64_t acknowledges;
   std::uint64_t features;
   std::uint64_t status;
   std::uint64_t log_size;

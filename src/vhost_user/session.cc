@@ -442,10 +442,8 @@ void Session::Exchange::answer_bytes(std::span<const std::byte> bytes) {
 }
 
 Session::Session(UniqueFd socket, Backend& backend, Agreement agreement)
-    : connection_(std::move(socket)),
-      backend_(backend),
-      agreement_(agreement),
-      acknowledges_(has(ProtocolFeature::kReplyAck)) {
+    : connection_(std::move(socket)), backend_(backend), agreement_(agreement) {
+  agreement_.acknowledges |= has(ProtocolFeature::kReplyAck);
   for (std::size_t i = 0; i < kRows.size(); ++i) {
     CHECK(static_cast<std::size_t>(kRows[i].request) == i + 1);
   }
@@ -484,7 +482,7 @@ Result<> Session::serve(Message& message) {
   const std::uint32_t number = message.header.request;
   if (number < 1 || number > kRows.size()) {
     report_refusal(number, Errno{EOPNOTSUPP});
-    if (!acknowledges_ || !message.needs_reply()) return {};
+    if (!agreement_.acknowledges || !message.needs_reply()) return {};
     return reply(number, bytes_of(std::uint64_t{EOPNOTSUPP}));
   }
 
@@ -509,7 +507,7 @@ Result<> Session::serve(Message& message) {
     return reply(number, std::span(exchange.reply).first(exchange.reply_size),
                  exchange.reply_fd ? exchange.reply_fd->ref() : FdRef{});
   }
-  if (answer == Answer::kAck && !(acknowledges_ && message.needs_reply())) return {};
+  if (answer == Answer::kAck && !(agreement_.acknowledges && message.needs_reply())) return {};
   // A handler may have a better word for success than zero.
   if (done && exchange.reply_size != 0) {
     return reply(number, std::span(exchange.reply).first(exchange.reply_size),
@@ -702,11 +700,11 @@ Result<> Session::get_protocol_features(Exchange& exchange) {
 Result<> Session::set_protocol_features(Exchange& exchange) {
   const std::uint64_t features = TRY(exchange.payload.take<std::uint64_t>());
   // Who asks for acknowledgements in this very message waits for one, also if we refuse.
-  if ((features & bit(ProtocolFeature::kReplyAck)) != 0) acknowledges_ = true;
+  if ((features & bit(ProtocolFeature::kReplyAck)) != 0) agreement_.acknowledges = true;
   if ((features & ~offered_protocol_features()) != 0) return Errno{EINVAL};
   TRY(backend_.set_protocol_features(features));
   agreement_.protocol_features = features;
-  acknowledges_ = has(ProtocolFeature::kReplyAck);
+  agreement_.acknowledges = has(ProtocolFeature::kReplyAck);
   return {};
 }
 

@@ -33,6 +33,9 @@ namespace virtiofsd::vhost_user {
 struct Agreement {
   std::uint64_t features = 0;           // as acknowledged by SET_FEATURES
   std::uint64_t protocol_features = 0;  // as acknowledged by SET_PROTOCOL_FEATURES
+  // May the VMM ask for acknowledgements? Differs from the features only after a
+  // SET_PROTOCOL_FEATURES that asked for REPLY_ACK was itself refused.
+  bool acknowledges = false;
 };
 
 class Session {
@@ -136,9 +139,6 @@ class Session {
   Connection connection_;
   Backend& backend_;
   Agreement agreement_;
-  // May the VMM ask for acknowledgements? Differs from the agreement only while a
-  // SET_PROTOCOL_FEATURES that asks for REPLY_ACK is itself refused.
-  bool acknowledges_ = false;
   int refusals_ = 0;
 };
 

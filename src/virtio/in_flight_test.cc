@@ -45,7 +45,7 @@ class Record {
 // for what is in flight.
 Queue& make_queue(TestDriver& driver, const Record& record, std::uint32_t size,
                   std::uint64_t features) {
-  static std::vector<Queue*> all;  // reachable, so no leak
+  static auto& all = *new std::vector<Queue*>;  // reachable to the end, so no leak
   auto* queue = all.emplace_back(new Queue{0, record.bytes()});
   EXPECT_TRUE(queue->set_size(size));
   EXPECT_TRUE(queue->set_addresses(TestDriver::addresses()));

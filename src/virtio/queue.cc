@@ -118,6 +118,11 @@ void Queue::set_features(std::uint64_t features) {
   features_ = running_ ? (features_ & ~kLogAll) | (features & kLogAll) : features;
 }
 
+std::uint64_t Queue::features() const {
+  Lock lock(mutex_);
+  return features_;
+}
+
 void Queue::set_enabled(bool enabled) {
   Lock lock(mutex_);
   close_gate();
@@ -237,8 +242,20 @@ Result<> Queue::start(bool again) {
   ring_in_memory_ = true;
   broken_ = false;
   running_ = true;
+  // Of what was given back last the log may not have heard.
+  if (again) log_device_areas(packed);
   open_gate_if_serving();
   return {};
+}
+
+void Queue::log_device_areas(bool packed) {
+  if ((features_ & kLogAll) == 0 || dirty_log_ == nullptr || !log_address()) return;
+  if (packed) {
+    log_device_area(0, sizeof(EventSuppression));
+    dirty_log_->mark(descriptors_for_log_, sizeof(PackedDescriptor) * size_);
+  } else {
+    log_device_area(0, kUsedHeadBytes + sizeof(UsedElement) * size_ + sizeof(std::uint16_t));
+  }
 }
 
 Result<> Queue::make_split(const Located& located, RingFeatures features, bool again) {
@@ -250,9 +267,9 @@ Result<> Queue::make_split(const Located& located, RingFeatures features, bool a
   }
   const InFlight::Progress before = in_flight_log_->progress();
   split_.emplace(located.split, size_, features, static_cast<std::uint16_t>(before.base));
-  (void)in_flight_log_->settle(size_, [&](std::uint16_t used) {
-    return split_->next_used() == static_cast<std::uint16_t>(used + 1);
-  });
+  const std::uint16_t given = split_->next_used();
+  (void)in_flight_log_->settle(
+      size_, [given](std::uint16_t used) { return given == static_cast<std::uint16_t>(used + 1); });
   (void)go_on_with_left_over(/*packed=*/false);
   return {};
 }
@@ -273,10 +290,11 @@ Result<> Queue::make_packed(const Located& located, RingFeatures features, bool 
     if (in_flight_log_) in_flight_log_->begin(size_, /*packed=*/true, base_now());
     return {};
   }
-  const std::uint32_t given = in_flight_log_->settle(size_, [&](std::uint16_t position) {
+  const auto is_given = [&located, size = size_](std::uint16_t position) {
     const auto at = PackedPosition::decode(position);
-    return at.slot < size_ && PackedRing::is_given(located.packed, at);
-  });
+    return at.slot < size && PackedRing::is_given(located.packed, at);
+  };
+  const std::uint32_t given = in_flight_log_->settle(size_, is_given);
   if (given > size_) return Errno{EINVAL};
   used.advance(given, size_);
   in_flight_log_->go_on(available.encode() | static_cast<std::uint32_t>(used.encode()) << 16);
@@ -301,6 +319,20 @@ std::uint32_t Queue::base_now() const {
   if (split_) return split_->next_available();
   return packed_->next_available().encode() |
          static_cast<std::uint32_t>(packed_->next_used().encode()) << 16;
+}
+
+Result<> Queue::set_base_again() {
+  Lock lock(mutex_);
+  if (running_) return Errno{EBUSY};
+  base_ = in_flight_log_->progress().base;
+  return {};
+}
+
+void Queue::await_left_over(std::chrono::steady_clock::time_point deadline) {
+  Lock lock(mutex_);
+  while (serving() && !left_over_.empty()) {
+    if (!left_over_taken_.wait_until(mutex_, deadline)) return;
+  }
 }
 
 std::uint32_t Queue::stop() {
@@ -410,6 +442,7 @@ Result<bool> Queue::take(ChainScratch& scratch, Chain& chain,
 Result<> Queue::take_again(ChainScratch& scratch, Chain& chain) {
   const std::uint16_t cell = left_over_.back();
   left_over_.pop_back();
+  if (left_over_.empty()) left_over_taken_.notify_all();
   if (split_) {
     TRY(split_->take_again(cell, *memory_, scratch, chain));
   } else {

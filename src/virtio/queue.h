@@ -14,6 +14,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -84,6 +85,7 @@ class Queue {
   Result<> set_error(UniqueFd fd);
   // The virtio features the driver accepted. While it runs only the log bit acts.
   void set_features(std::uint64_t features);
+  std::uint64_t features() const;
   void set_enabled(bool enabled);
   // New chains use the new table; those in flight keep theirs. A running ring
   // that is nowhere in it pauses until a table has it again.
@@ -101,6 +103,10 @@ class Queue {
   // what was in flight. The driver is told once, for the predecessor may not have. `blame`: that
   // one died of what it did, so one of those requests may be why. How many they are.
   Result<std::size_t> start_again(bool blame);
+  // Where start_again would go on: the base until it can.
+  Result<> set_base_again();
+  // Waits until all that was in flight before has been taken again, or `deadline` passes.
+  void await_left_over(std::chrono::steady_clock::time_point deadline);
   // From now on pop yields nothing. Waits until nothing is in flight. Returns
   // the base, as in GET_VRING_BASE; a start without set_base goes on there.
   std::uint32_t stop();
@@ -184,11 +190,13 @@ class Queue {
   void put(const Held& chain) REQUIRES(mutex_);
   void log_writes(const Chain& chain, std::uint32_t written) REQUIRES(mutex_);
   void log_device_area(std::uint64_t offset, std::uint64_t size) REQUIRES(mutex_);
+  void log_device_areas(bool packed) REQUIRES(mutex_);
 
   const std::uint32_t index_;
 
   mutable Mutex mutex_;
-  Condition drained_;  // running_ is false and in_flight_ is 0
+  Condition drained_;          // running_ is false and in_flight_ is 0
+  Condition left_over_taken_;  // left_over_ is empty
 
   std::uint32_t size_ GUARDED_BY(mutex_) = 0;
   Addresses addresses_ GUARDED_BY(mutex_);

@@ -5,10 +5,12 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <climits>
+#include <fstream>
 #include <set>
 #include <thread>
 
@@ -31,10 +33,20 @@ class Succession : public DeviceFixture, public ::testing::WithParamInterface<Ri
     const std::vector<pid_t> tree = daemon_->tree();
     return tree.size() < 3 ? -1 : tree.back();
   }
+  // The session thread sleeps: no message is half done.
+  static bool is_between_messages(pid_t worker) {
+    std::ifstream file("/proc/" + std::to_string(worker) + "/syscall");
+    std::string number;  // or "running"
+    return !(file >> number) || number == std::to_string(SYS_ppoll);
+  }
   // Returns when it is dead; what is asked of the daemon then waits for the next one.
   void kill_worker(int number = SIGKILL) {
     const pid_t before = worker();
     ASSERT_GT(before, 0) << daemon().output();
+    // What was said before has been taken when this is answered.
+    ASSERT_OK(vmm().ask_u64(kGetQueueNum));
+    const Deadline quiet = within(seconds(10));
+    while (!is_between_messages(before)) ASSERT_LT(std::chrono::steady_clock::now(), quiet);
     ASSERT_EQ(::kill(before, number), 0);
     const Deadline deadline = within(seconds(10));
     while (worker() == before || worker() < 0) {
