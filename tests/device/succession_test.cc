@@ -39,14 +39,18 @@ class Succession : public DeviceFixture, public ::testing::WithParamInterface<Ri
     std::string number;  // or "running"
     return !(file >> number) || number == std::to_string(SYS_ppoll);
   }
+  void await_end_of_message(pid_t worker) {
+    // What was said before has been taken when this is answered.
+    ASSERT_OK(vmm().ask_u64(kGetQueueNum));
+    const Deadline quiet = within(seconds(10));
+    while (!is_between_messages(worker)) ASSERT_LT(std::chrono::steady_clock::now(), quiet);
+  }
   // Returns when it is dead; what is asked of the daemon then waits for the next one.
   void kill_worker(int number = SIGKILL) {
     const pid_t before = worker();
     ASSERT_GT(before, 0) << daemon().output();
-    // What was said before has been taken when this is answered.
-    ASSERT_OK(vmm().ask_u64(kGetQueueNum));
-    const Deadline quiet = within(seconds(10));
-    while (!is_between_messages(before)) ASSERT_LT(std::chrono::steady_clock::now(), quiet);
+    await_end_of_message(before);
+    if (HasFatalFailure()) return;
     ASSERT_EQ(::kill(before, number), 0);
     const Deadline deadline = within(seconds(10));
     while (worker() == before || worker() < 0) {
@@ -176,6 +180,8 @@ TEST_P(Succession, ForgettingCountsOn) {
 TEST_P(Succession, ManyDeathsUnderWork) {
   start_up({"-o", "xattr"});
   if (HasFatalFailure()) return;
+  await_end_of_message(worker());
+  if (HasFatalFailure()) return;
   std::atomic<bool> enough{false};
   std::atomic<int> deaths{0};
   std::thread killer([&] {
@@ -274,7 +280,7 @@ TEST_P(Succession, WorkersThatKeepFailingEndTheDaemonWithAClearLastLine) {
   while (daemon().running()) {
     ASSERT_LT(std::chrono::steady_clock::now(), deadline);
     const pid_t now = worker();
-    if (now > 0) ::kill(now, SIGABRT);
+    if (now > 0 && is_between_messages(now)) ::kill(now, SIGABRT);
     ::usleep(5000);
   }
   const std::string said = daemon().output();
