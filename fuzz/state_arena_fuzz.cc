@@ -29,8 +29,6 @@ constexpr std::array<SectionPlan, 3> kPlan = {
 // Head and table of sections; the rest of the first page means nothing.
 constexpr std::size_t kHeaderBytes = 16 + 16 * 32;
 
-using InodeSlab = Slab<InodeRecord, &InodeRecord::next_by_identity>;
-
 void use_slab(Input& in, std::span<std::byte> section) {
   InodeSlab slab{section};
   std::set<std::uint32_t> ours;  // allocated by us and not given back

@@ -111,6 +111,18 @@ Result<vhost_user::Session, Failure> connect(WorkerStart& start, Listener& liste
   return vhost_user::Session{std::move(socket), device};
 }
 
+// What keeps another worker from going on with that conversation; null: nothing.
+const char* against_succession(const SessionRecord& record) {
+  switch (record.conversation) {
+    case SessionRecord::kBetweenMessages:
+      return nullptr;
+    case SessionRecord::kInMessage:
+      return "a message of the VMM was half done, so the guest has lost its file system";
+    default:
+      return "no VMM was connected";
+  }
+}
+
 // Until the VMM leaves. The record says at any time whether another process could go on.
 void converse(vhost_user::Session& session, SessionRecord& record) {
   for (;;) {
@@ -196,8 +208,7 @@ int run(int argc, char** argv) {
     Listener listener = TRY(Listener::prepare(options->socket));
     const ProcessTreeSettings settings{
         .daemonize = options->daemonize,
-        .can_be_succeeded =
-            [&] { return session_record(**arena).conversation == SessionRecord::kBetweenMessages; },
+        .against_succession = [&] { return against_succession(session_record(**arena)); },
         .inherits =
             [&] {
               std::vector<int> kept = Passthrough::descriptors_kept_in(**arena);

@@ -61,14 +61,23 @@ int priority_of(spdlog::level::level_enum level) {
 // a new one could not be made inside the sandbox anyway.
 class SyslogSink final : public spdlog::sinks::base_sink<std::mutex> {
  public:
-  SyslogSink() : socket_(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)) {
+  SyslogSink() {
     struct sockaddr_un address {};
     address.sun_family = AF_UNIX;
     std::string_view{kSyslog}.copy(address.sun_path, sizeof address.sun_path - 1);
     const auto* to = static_cast<const struct sockaddr*>(static_cast<const void*>(&address));
-    if (socket_ >= 0) connected_ = ::connect(socket_, to, sizeof address) == 0;
+    // Datagrams nearly everywhere.
+    for (const int type : {SOCK_DGRAM, SOCK_STREAM}) {
+      socket_ = ::socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+      if (socket_ < 0) return;
+      if (::connect(socket_, to, sizeof address) == 0) {
+        is_stream_ = type == SOCK_STREAM;
+        return;
+      }
+      ::close(std::exchange(socket_, -1));
+    }
   }
-  bool connected() const { return connected_; }
+  bool connected() const { return socket_ >= 0; }
 
  protected:
   // As LOG_DAEMON and by the program's name, like QEMU's daemon, so that existing filters match.
@@ -83,13 +92,14 @@ class SyslogSink final : public spdlog::sinks::base_sink<std::mutex> {
         "<{}>{} virtiofsd[{}]: {}", LOG_DAEMON | priority_of(message.level), stamp.data(),
         ::getpid(), std::string_view{message.payload.data(), message.payload.size()});
     // Lost if nobody reads it, or not fast enough.
-    (void)!::send(socket_, line.data(), line.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    const std::size_t size = line.size() + (is_stream_ ? 1 : 0);  // there a NUL ends each
+    (void)!::send(socket_, line.c_str(), size, MSG_NOSIGNAL | MSG_DONTWAIT);
   }
   void flush_() override {}
 
  private:
-  int socket_;
-  bool connected_ = false;
+  int socket_ = -1;
+  bool is_stream_ = false;
 };
 
 // Null where there is no syslog.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include "daemon/device.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "sys/files.h"
 #include "vhost_user/message.h"
 
 namespace virtiofsd {
@@ -67,8 +67,9 @@ virtio::RingAddresses<Address> noted_addresses(const SessionRecord::Ring& ring) 
 }
 
 // None for none.
-UniqueFd duplicate(std::int32_t fd) {
-  return UniqueFd{fd < 0 ? -1 : ::fcntl(fd, F_DUPFD_CLOEXEC, 0)};
+Result<UniqueFd> duplicate(std::int32_t fd) {
+  if (fd < 0) return UniqueFd{};
+  return sys::duplicate(FdRef{fd});
 }
 
 template <typename Address>
@@ -106,8 +107,6 @@ std::uint64_t Device::features() const {
 }
 
 Result<> Device::set_features(std::uint64_t features) {
-  features_ = features;
-  if (SessionRecord* record = journal_.record()) record->features = features;
   for (std::uint32_t index = 0; index < rings_.size(); ++index) {
     virtio::Queue& queue = rings_[index]->queue;
     queue.set_features(features);
@@ -398,9 +397,11 @@ void Device::keep_status(std::uint64_t status) {
 Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
   SessionRecord& record = *journal_.record();
   blame_ = blame;
-  features_ = record.features;
   status_ = record.status;
-  backend_requests_ = duplicate(record.backend_requests);
+  auto backend_requests = duplicate(record.backend_requests);
+  if (!backend_requests)
+    return Failure{"can't keep the channel for requests of ours", backend_requests.error()};
+  backend_requests_ = std::move(*backend_requests);
   if (const Result<> mapped = resume_memory(); !mapped)
     return Failure{"can't map the guest's memory again", mapped.error()};
   std::shared_ptr<DirtyLog> log;
@@ -430,11 +431,12 @@ Result<> Device::resume_memory() {
   std::vector<MappedRegion> mapped;
   for (std::uint32_t i = 0; i < record.regions && i < SessionRecord::kRegions; ++i) {
     const SessionRecord::Region& region = record.region[i];
+    UniqueFd file = TRY(duplicate(region.fd));
     mapped.push_back(TRY(map({.guest = GuestAddress{region.guest},
                               .vmm = VmmAddress{region.vmm},
                               .size = region.size,
                               .mmap_offset = region.mmap_offset,
-                              .file = duplicate(region.fd)})));
+                              .file = std::move(file)})));
   }
   memory_ = TRY(GuestMemory::make(std::move(mapped)));
   return {};
@@ -449,9 +451,11 @@ Result<std::size_t> Device::resume(std::uint32_t index, const SessionRecord::Rin
   if (settings.addresses == kGuestAddresses)
     TRY(ring.queue.set_addresses(noted_addresses<GuestAddress>(settings)));
   if (settings.has_base != 0) TRY(ring.queue.set_base(settings.base));
-  if (settings.has_kick != 0) ring.queue.set_kick(duplicate(settings.kick));
-  TRY(ring.queue.set_call(duplicate(settings.call)));
-  TRY(ring.queue.set_error(duplicate(settings.error)));
+  if (settings.has_kick != 0) ring.queue.set_kick(TRY(duplicate(settings.kick)));
+  UniqueFd call = TRY(duplicate(settings.call));
+  TRY(ring.queue.set_call(std::move(call)));
+  UniqueFd error = TRY(duplicate(settings.error));
+  TRY(ring.queue.set_error(std::move(error)));
   ring.queue.set_enabled(settings.enabled != 0);
   ring.kicked = settings.kicked != 0;
   if (settings.started == 0) {

@@ -120,7 +120,6 @@ class Device final : public vhost_user::Backend {
   Processors processors_;
   std::vector<std::unique_ptr<Ring>> rings_;
   std::shared_ptr<const GuestMemory> memory_;
-  std::uint64_t features_ = 0;
   std::uint64_t status_ = 0;
   std::uint32_t failed_starts_ = 0;
   bool blame_ = false;  // as in take_over

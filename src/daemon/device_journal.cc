@@ -1,20 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include "daemon/device_journal.h"
 
-#include <fcntl.h>
-
 #include <utility>
 
+#include "base/log.h"
+#include "sys/files.h"
+
 namespace virtiofsd {
-namespace {
-
-Result<UniqueFd> duplicate(FdRef fd) {
-  UniqueFd copy{::fcntl(fd.number(), F_DUPFD_CLOEXEC, 0)};
-  if (!copy) return Errno::last();
-  return copy;
-}
-
-}  // namespace
 
 SessionRecord& session_record(const Arena& arena) {
   return *static_cast<SessionRecord*>(
@@ -33,7 +25,7 @@ std::span<std::byte> DeviceJournal::ring_bytes(std::uint32_t index) const {
 }
 
 Result<> DeviceJournal::Regions::add(const vhost_user::MemoryRegion& region) {
-  UniqueFd file = TRY(duplicate(region.file));
+  UniqueFd file = TRY(sys::duplicate(region.file));
   all_.emplace_back(SessionRecord::Region{.guest = region.guest.value,
                                           .vmm = region.vmm.value,
                                           .size = region.size,
@@ -78,8 +70,13 @@ void DeviceJournal::remove_region(const vhost_user::MemoryRegion& region) {
 
 void DeviceJournal::keep(std::int32_t& place, FdRef fd) {
   if (record_ == nullptr) return;
-  Result<UniqueFd> copy = fd.valid() ? duplicate(fd) : UniqueFd{};
-  // Without a duplicate a successor does without it.
+  Result<UniqueFd> copy = fd.valid() ? sys::duplicate(fd) : UniqueFd{};
+  if (!copy) {
+    log::warn(
+        "no second number for a descriptor of the VMM's ({}); should the worker die, the next "
+        "one would have to do without it",
+        copy.error().text());
+  }
   const UniqueFd before{std::exchange(place, copy ? copy->release() : -1)};
 }
 

@@ -144,12 +144,13 @@ std::optional<int> reap(pid_t pid) {
 }
 
 // The exit status for the tree when `who` ended with `status`. `stopping`: it was told to.
-int judge(const char* who, int status, bool stopping) {
+int judge(const char* who, int status, bool stopping,
+          const char* why = "the guest has lost its file system") {
   if (WIFEXITED(status)) return WEXITSTATUS(status);
   const int signal = WTERMSIG(status);
   // A signal to the whole process group or a killall reaches the worker directly.
   if (stopping || is_stop_request(signal)) return 0;
-  log::error("the {} was ended by {}; the guest has lost its file system", who, describe(signal));
+  log::error("the {} was ended by {}; {}", who, describe(signal), why);
   return 1;
 }
 
@@ -321,7 +322,13 @@ void ProcessTree::supervise(FdRef signals, FdRef channel) {
     if (const auto status = reap(worker)) {
       const int signal = WIFSIGNALED(*status) ? WTERMSIG(*status) : 0;
       const bool died = signal != 0 && !stopping && !is_stop_request(signal);
-      if (died && settings_.can_be_succeeded && settings_.can_be_succeeded()) {
+      if (died && settings_.against_succession) {
+        const char* const against = settings_.against_succession();
+        if (against != nullptr) {
+          (void)judge("worker", *status, stopping, against);
+          log::flush();
+          ::_exit(1);
+        }
         if (deaths.may_be_succeeded(signal, Clock::now())) {
           log::error("the worker was ended by {}; another one takes over", describe(signal));
           log::flush();

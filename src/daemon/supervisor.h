@@ -49,9 +49,9 @@ struct ProcessTreeSettings {
   // nothing is written to its terminal, so a log needs syslog or a file.
   bool daemonize = false;
 
-  // How a worker is succeeded; empty: never. Asked in the supervisor: is there anything to go on
-  // with?
-  std::function<bool()> can_be_succeeded;
+  // How a worker is succeeded; empty: never. Asked in the supervisor when a worker has died: what
+  // keeps another one from going on, for the log; null: nothing.
+  std::function<const char*()> against_succession;
   // Asked in the successor, before it opens anything: the descriptors that its predecessor had and
   // that it goes on with (-1 is none), each once. Every other one is closed, but for those from
   // before the first worker.

@@ -169,7 +169,7 @@ TEST_P(SupervisorTest, FailsWhenTheWorkerIsKilled) {
 
 ProcessTreeSettings succession(Shared* shared) {
   return {.daemonize = false,
-          .can_be_succeeded = [] { return true; },
+          .against_succession = []() -> const char* { return nullptr; },
           .inherits = [shared] { return std::vector<int>{shared->kept}; }};
 }
 
@@ -220,7 +220,7 @@ TEST_P(SupervisorTest, WorkersThatDieTooOftenAreSucceededNoMore) {
 
 TEST_P(SupervisorTest, AWorkerThatLeavesNothingToGoOnWithIsNotSucceeded) {
   ProcessTreeSettings settings = succession(shared_);
-  settings.can_be_succeeded = [] { return false; };
+  settings.against_succession = [] { return "nothing is left"; };
   start(
       [this](WorkerStart& begin) {
         ++shared_->lives;

@@ -13,8 +13,6 @@
 namespace virtiofsd {
 namespace {
 
-using HandleSlab = Slab<HandleRecord, &HandleRecord::next_free>;
-
 constexpr std::uint32_t kChunk = 1024;
 
 constexpr std::uint32_t slot_of(HandleId id) {
@@ -152,9 +150,7 @@ void HandleTable::take_over() {
     OpenState& open = state.open_state(slot);
     state.inodes.opened(*inode);
     open.inode = std::move(*inode);
-    Lock lock(open.directory_lock);
-    open.directory_offset = OpenState::kNowhere;
-    return true;
+    return true;  // where a directory stands is found out by the first READDIR
   };
   // A descriptor of what was half done is nobody's any more, and was closed as such.
   state.handles.take_over(is_whole, [&](std::uint32_t slot) { state.handles.at(slot).fd = -1; });

@@ -28,7 +28,6 @@ struct OpenState {
   // Concurrent READDIRs on one handle share the file position: lseek + getdents64
   // happen under this lock, the only one held across a system call.
   Mutex directory_lock;
-  static constexpr std::uint64_t kNowhere = ~std::uint64_t{0};
   std::uint64_t directory_offset GUARDED_BY(directory_lock) = 0;  // where the descriptor stands
 
   // What was learned about the file's file system, so that it is asked once.

@@ -17,8 +17,6 @@
 
 namespace virtiofsd {
 
-using InodeSlab = Slab<InodeRecord, &InodeRecord::next_by_identity>;
-
 inline FileIdentity identity_of(const InodeRecord& record) {
   return {.ino = record.ino, .birth = record.birth, .mount = record.mount, .type = record.type};
 }

@@ -22,8 +22,6 @@
 namespace virtiofsd {
 namespace {
 
-using HandleSlab = Slab<HandleRecord, &HandleRecord::next_free>;
-
 bool is_open(int number) {
   return ::fcntl(number, F_GETFD) >= 0;
 }

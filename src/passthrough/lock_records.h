@@ -102,16 +102,13 @@ class LockRecords {
   std::vector<Found> take_over();
 
  private:
-  using OwnerSlab = Slab<LockOwnerRecord, &LockOwnerRecord::next_free>;
-  using RangeSlab = Slab<LockRangeRecord, &LockRangeRecord::next_free>;
-
   std::uint64_t reference_to(std::uint32_t descriptor) const;
   bool is_reference(std::uint64_t reference) const;
   void free_range(std::uint32_t record);
 
   std::shared_ptr<Arena> arena_;
-  OwnerSlab descriptors_;
-  RangeSlab ranges_;
+  LockOwnerSlab descriptors_;
+  LockRangeSlab ranges_;
 };
 
 }  // namespace virtiofsd

@@ -6,7 +6,6 @@
 
 #include "base/log.h"
 #include "passthrough/credentials.h"
-#include "passthrough/inode_index.h"
 #include "state/records.h"
 #include "state/slab.h"
 #include "sys/files.h"
@@ -56,8 +55,8 @@ Result<std::unique_ptr<Passthrough>, Failure> Passthrough::create(UniqueFd root,
 
 namespace {
 
-template <typename Records>
-void add_descriptors(Records slab, std::uint32_t first, std::vector<int>& to) {
+template <typename Slab>
+void add_descriptors(Slab slab, std::uint32_t first, std::vector<int>& to) {
   for (std::uint32_t slot = first; slot < slab.used(); ++slot) {
     const SlotState state = slab.state(slot);
     if (state != SlotState::kLive && state != SlotState::kAside) continue;
@@ -72,11 +71,8 @@ std::vector<int> Passthrough::descriptors_kept_in(const Arena& arena) {
   std::vector<int> kept;
   // The root's is not among them: each process has its own.
   add_descriptors(InodeSlab{arena.section(SectionKind::kInodes)}, 2, kept);
-  add_descriptors(
-      Slab<HandleRecord, &HandleRecord::next_free>{arena.section(SectionKind::kHandles)}, 1, kept);
-  add_descriptors(
-      Slab<LockOwnerRecord, &LockOwnerRecord::next_free>{arena.section(SectionKind::kLockOwners)},
-      1, kept);
+  add_descriptors(HandleSlab{arena.section(SectionKind::kHandles)}, 1, kept);
+  add_descriptors(LockOwnerSlab{arena.section(SectionKind::kLockOwners)}, 1, kept);
   return kept;
 }
 

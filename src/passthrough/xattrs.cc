@@ -8,9 +8,7 @@
 #include <limits.h>
 #include <linux/limits.h>
 
-#include <sys/xattr.h>
 #include <algorithm>
-
 #include <array>
 #include <cstring>
 #include <vector>

@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <span>
 
+#include "state/slab.h"
+
 namespace virtiofsd {
 
 // Atomics here are shared between processes, so they must not hide a lock.
@@ -57,6 +59,7 @@ struct InodeRecord {
       next_by_identity;  // chain of the private index; next free slot when free
 };
 static_assert(sizeof(InodeRecord) == 80);
+using InodeSlab = Slab<InodeRecord, &InodeRecord::next_by_identity>;
 
 struct HandleRecord {
   std::atomic<std::uint64_t> head;
@@ -67,6 +70,7 @@ struct HandleRecord {
   std::atomic<std::uint32_t> next_free;
 };
 static_assert(sizeof(HandleRecord) == 32);
+using HandleSlab = Slab<HandleRecord, &HandleRecord::next_free>;
 
 // A file system mounted in the share, by its index less one.
 struct MountRecord {
@@ -90,6 +94,7 @@ struct LockOwnerRecord {
   std::uint32_t padding;
 };
 static_assert(sizeof(LockOwnerRecord) == 40);
+using LockOwnerSlab = Slab<LockOwnerRecord, &LockOwnerRecord::next_free>;
 
 // A range that a lock owner holds.
 struct LockRangeRecord {
@@ -104,6 +109,7 @@ struct LockRangeRecord {
   std::uint32_t padding;
 };
 static_assert(sizeof(LockRangeRecord) == 56);
+using LockRangeSlab = Slab<LockRangeRecord, &LockRangeRecord::next_free>;
 
 // A descriptor of a packed ring, which may be written over while its request is in flight.
 struct DescriptorCopy {
@@ -177,7 +183,6 @@ struct SessionRecord {
   std::uint64_t agreed_features;
   std::uint64_t agreed_protocol_features;
   std::uint64_t acknowledges;
-  std::uint64_t features;
   std::uint64_t status;
   std::uint64_t log_size;
   std::uint64_t log_offset;

@@ -21,8 +21,6 @@
 namespace virtiofsd {
 namespace {
 
-using HandleSlab = Slab<HandleRecord, &HandleRecord::next_free>;
-
 constexpr std::array<SectionPlan, 2> kPlan = {
     SectionPlan{SectionKind::kHandles, sizeof(HandleRecord), 64},
     SectionPlan{SectionKind::kBlobs, Blobs::kUnit, 64},

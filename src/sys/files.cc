@@ -121,6 +121,10 @@ class CutPieces {
 
 }  // namespace
 
+Result<UniqueFd> duplicate(FdRef fd) {
+  return opened(::fcntl(fd.number(), F_DUPFD_CLOEXEC, 0));
+}
+
 void set_proc_self_fd(UniqueFd proc_self_fd) {
   UniqueFd previous{proc_self_fd_number.exchange(proc_self_fd.release())};
 }

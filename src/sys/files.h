@@ -28,6 +28,9 @@
 
 namespace virtiofsd::sys {
 
+// A further number for the same open file.
+Result<UniqueFd> duplicate(FdRef fd);
+
 // What every operation asks statx for: basic attributes, birth time, mount id.
 inline constexpr unsigned kStatxMask = STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID;
 

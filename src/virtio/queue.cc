@@ -614,6 +614,7 @@ void Queue::fail(Errno error) {
     if (broken_ || !running_) return;
     close_gate();
     broken_ = true;
+    left_over_taken_.notify_all();  // nobody will
     notifier = error_;
   }
   // A driver may do this again and again; the log is not its to fill.

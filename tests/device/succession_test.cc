@@ -5,73 +5,22 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <climits>
-#include <fstream>
 #include <set>
 #include <thread>
 
-#include "tests/device/fixture.h"
+#include "tests/device/succession_fixture.h"
 
 namespace virtiofsd::guest {
 namespace {
 
 using std::chrono::seconds;
 
-class Succession : public DeviceFixture, public ::testing::WithParamInterface<RingShape> {
- protected:
-  void SetUp() override {
-    if (foreign()) GTEST_SKIP() << "ours";
-    vmm_.ring = GetParam().options;
-  }
-  void start_up(std::vector<std::string> arguments = {}) { start(std::move(arguments), vmm_); }
-
-  pid_t worker() const {
-    const std::vector<pid_t> tree = daemon_->tree();
-    return tree.size() < 3 ? -1 : tree.back();
-  }
-  // The session thread sleeps: no message is half done.
-  static bool is_between_messages(pid_t worker) {
-    std::ifstream file("/proc/" + std::to_string(worker) + "/syscall");
-    std::string number;  // or "running"
-    return !(file >> number) || number == std::to_string(SYS_ppoll);
-  }
-  void await_end_of_message(pid_t worker) {
-    // What was said before has been taken when this is answered.
-    ASSERT_OK(vmm().ask_u64(kGetQueueNum));
-    const Deadline quiet = within(seconds(10));
-    while (!is_between_messages(worker)) ASSERT_LT(std::chrono::steady_clock::now(), quiet);
-  }
-  // Returns when it is dead; what is asked of the daemon then waits for the next one.
-  void kill_worker(int number = SIGKILL) {
-    const pid_t before = worker();
-    ASSERT_GT(before, 0) << daemon().output();
-    await_end_of_message(before);
-    if (HasFatalFailure()) return;
-    ASSERT_EQ(::kill(before, number), 0);
-    const Deadline deadline = within(seconds(10));
-    while (worker() == before || worker() < 0) {
-      ASSERT_LT(std::chrono::steady_clock::now(), deadline) << daemon().output();
-      ASSERT_TRUE(daemon().running()) << daemon().output();
-    }
-  }
-  static fuse_file_lock lock(std::uint32_t type, std::uint64_t from = 0,
-                             std::uint64_t to = LLONG_MAX) {
-    return {.start = from, .end = to, .type = type, .pid = 42};
-  }
-
-  FrontEndOptions vmm_;
-};
+class Succession : public SuccessionFixture {};
 INSTANTIATE_DEVICE_TEST(Succession);
-
-#define KILL_WORKER(...)           \
-  do {                             \
-    kill_worker(__VA_ARGS__);      \
-    if (HasFatalFailure()) return; \
-  } while (false)
 
 TEST_P(Succession, NodesAndOpenFilesStayWhatTheyWere) {
   start_up();

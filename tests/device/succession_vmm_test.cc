@@ -6,15 +6,13 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <climits>
-#include <fstream>
 #include <set>
 #include <thread>
 
-#include "tests/device/fixture.h"
+#include "tests/device/succession_fixture.h"
 
 namespace virtiofsd::guest {
 namespace {
@@ -22,53 +20,40 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-class SuccessionVmm : public DeviceFixture, public ::testing::WithParamInterface<RingShape> {
+class SuccessionVmm : public SuccessionFixture {
  protected:
   void SetUp() override {
-    if (foreign()) GTEST_SKIP() << "ours";
-    vmm_.ring = GetParam().options;
+    SuccessionFixture::SetUp();
     // Most of what follows asks for what must not be answered for a while.
     vmm_.patience = milliseconds(3000);
   }
   void start_up(std::vector<std::string> arguments = {}) {
-    start(std::move(arguments), vmm_, true, {.patience = milliseconds(3000)});
+    SuccessionFixture::start_up(std::move(arguments), {.patience = milliseconds(3000)});
   }
-  pid_t worker() const {
-    const std::vector<pid_t> tree = daemon_->tree();
-    return tree.size() < 3 ? -1 : tree.back();
-  }
-  static bool is_between_messages(pid_t worker) {
-    std::ifstream file("/proc/" + std::to_string(worker) + "/syscall");
-    long number = -1;
-    return file >> number && number == SYS_ppoll;
-  }
-  // Returns at once.
-  pid_t strike(int number = SIGKILL) {
-    const pid_t before = worker();
-    const Deadline quiet = within(seconds(10));
-    while (!is_between_messages(before) && std::chrono::steady_clock::now() < quiet) {
-    }
-    ::kill(before, number);
-    return before;
-  }
-  void wait_for_successor_of(pid_t before) {
-    const Deadline deadline = within(seconds(10));
-    while (worker() == before || worker() < 0) {
-      ASSERT_LT(std::chrono::steady_clock::now(), deadline) << daemon().output();
-      ASSERT_TRUE(daemon().running()) << daemon().output();
-    }
-  }
-  // And has taken over: it answers a message.
+  // A successor answers a message when this returns.
   void succeed(int number = SIGKILL) {
-    wait_for_successor_of(strike(number));
+    kill_worker(number);
     if (HasFatalFailure()) return;
     ASSERT_OK(vmm().ask_u64(kGetFeatures));
   }
-  static fuse_file_lock lock(std::uint32_t type, std::uint64_t from, std::uint64_t to) {
-    return {.start = from, .end = to, .type = type, .pid = 42};
+  // Ten requests that wait for a lock which owner 1 has; and then the worker is struck.
+  void strike_with_ten_waiting() {
+    tree().write("file", std::string(1000, 'x'));
+    file_ = node("file");
+    handle_ = GET(fuse().open(file_, O_RDWR)).fh;
+    EXPECT_DONE(fuse().setlk(file_, handle_, 1, lock(F_WRLCK)));
+    for (std::uint64_t i = 0; i < 10; ++i) {
+      const auto one = fuse().begin_setlkw(file_, handle_, 100 + i, lock(F_WRLCK, i, i));
+      ASSERT_TRUE(one);
+      waiting_.push_back(*one);
+    }
+    EXPECT_DONE(fuse().getattr(file_));  // taken after all of those
+    pid_t struck = -1;
+    strike(SIGKILL, struck);
   }
 
-  FrontEndOptions vmm_;
+  std::uint64_t file_ = 0, handle_ = 0;
+  std::vector<std::uint32_t> waiting_;
 };
 INSTANTIATE_DEVICE_TEST(SuccessionVmm);
 
@@ -82,24 +67,14 @@ INSTANTIATE_DEVICE_TEST(SuccessionVmm);
 TEST_P(SuccessionVmm, AQueueThatIsStoppedAtOnceAnswersWhatWasInFlightBefore) {
   start_up({"-o", "posix_lock"});
   if (HasFatalFailure()) return;
-  tree().write("file", std::string(1000, 'x'));
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
-  EXPECT_DONE(fuse().setlk(file, handle, 1, lock(F_WRLCK, 0, LLONG_MAX)));
-  std::vector<std::uint32_t> waiting;
-  for (std::uint64_t i = 0; i < 10; ++i) {
-    const auto one = fuse().begin_setlkw(file, handle, 100 + i, lock(F_WRLCK, i, i));
-    ASSERT_TRUE(one);
-    waiting.push_back(*one);
-  }
-  EXPECT_DONE(fuse().getattr(file));  // taken after all of those
-  (void)strike();
+  strike_with_ten_waiting();
+  if (HasFatalFailure()) return;
   ASSERT_OK(vmm().tell_vring(kSetVringEnable, 1, 0));
   const VringState state{.index = 1, .value = 0};
   const auto base = vmm().ask(kGetVringBase, bytes_of(state));
   ASSERT_TRUE(base);
   int answered = 0;
-  for (const std::uint32_t one : waiting) answered += fuse().done(one) ? 1 : 0;
+  for (const std::uint32_t one : waiting_) answered += fuse().done(one) ? 1 : 0;
   EXPECT_EQ(answered, 10) << daemon().output();
 }
 
@@ -107,23 +82,13 @@ TEST_P(SuccessionVmm, AQueueThatIsStoppedAtOnceAnswersWhatWasInFlightBefore) {
 TEST_P(SuccessionVmm, ANewKickDescriptorLosesNothing) {
   start_up({"-o", "posix_lock"});
   if (HasFatalFailure()) return;
-  tree().write("file", std::string(1000, 'x'));
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
-  EXPECT_DONE(fuse().setlk(file, handle, 1, lock(F_WRLCK, 0, LLONG_MAX)));
-  std::vector<std::uint32_t> waiting;
-  for (std::uint64_t i = 0; i < 10; ++i) {
-    const auto one = fuse().begin_setlkw(file, handle, 100 + i, lock(F_WRLCK, i, i));
-    ASSERT_TRUE(one);
-    waiting.push_back(*one);
-  }
-  EXPECT_DONE(fuse().getattr(file));  // taken after all of those
-  (void)strike();
+  strike_with_ten_waiting();
+  if (HasFatalFailure()) return;
   const int kick[] = {vmm().kick_fd(1).number()};
   ASSERT_OK(vmm().tell_u64(kSetVringKick, 1, kick));
-  EXPECT_DONE(fuse().setlk(file, handle, 1, lock(F_UNLCK, 0, LLONG_MAX)));
+  EXPECT_DONE(fuse().setlk(file_, handle_, 1, lock(F_UNLCK, 0, LLONG_MAX)));
   int answered = 0;
-  for (const std::uint32_t one : waiting) {
+  for (const std::uint32_t one : waiting_) {
     const Deadline deadline = within(seconds(1));
     while (!fuse().done(one) && std::chrono::steady_clock::now() < deadline) {
     }
