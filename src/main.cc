@@ -3,25 +3,24 @@
 // Start-up as a story: read the command line, check everything that can be
 // checked, become three processes, give up what isn't needed, open the socket,
 // and serve one VMM until it leaves.
-#include <poll.h>
+#include <fmt/format.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <chrono>
-#include <iterator>
 #include <memory>
 #include <utility>
-#include <vector>
 
 #include "base/log.h"
 #include "cli/options.h"
 #include "daemon/device.h"
+#include "daemon/device_estate.h"
 #include "daemon/device_journal.h"
 #include "daemon/listener.h"
-#include "daemon/supervisor.h"
+#include "daemon/process_tree.h"
 #include "fuse/dispatcher.h"
 #include "memory/sigbus.h"
 #include "passthrough/passthrough.h"
@@ -86,47 +85,43 @@ Passthrough::Settings passthrough_settings(const cli::Options& options, const Wo
   settings.inodes.max_inodes = kMostInodes;
   settings.inodes.use_file_handles = sandbox.can_use_handles;
   settings.inodes.arena = arena;
-  settings.inodes.take_over = start.died_of != 0;
+  settings.inodes.take_over = start.after != WorkerStart::After::kNobody;
   return settings;
 }
 
-// The conversation with the VMM, in a first worker or in one that goes on where another died.
+// The conversation with the VMM, in a first worker or in one that goes on with another's work.
 Result<vhost_user::Session, Failure> connect(WorkerStart& start, Listener& listener, Device& device,
                                              SessionRecord& record) {
-  if (start.died_of != 0) {
-    const auto taken = TRY(device.take_over(/*blame=*/start.died_of != SIGKILL));
-    log::info("taken over: {} queues run again; requests that are served again: {}", taken.queues,
-              taken.requests);
-    return vhost_user::Session{UniqueFd{record.socket},
-                               device,
-                               {.features = record.agreed_features,
-                                .protocol_features = record.agreed_protocol_features,
-                                .acknowledges = record.acknowledges != 0}};
+  if (start.after == WorkerStart::After::kNobody) {
+    TRY(start.ready());
+    UniqueFd socket = TRY(listener.accept());
+    log::info("client connected");
+    record.socket = socket.number();
+    record.conversation = SessionRecord::kBetweenMessages;
+    return vhost_user::Session{std::move(socket), device};
   }
-  TRY(start.ready());
-  UniqueFd socket = TRY(listener.accept());
-  log::info("client connected");
-  record.socket = socket.number();
-  record.conversation = SessionRecord::kBetweenMessages;
-  return vhost_user::Session{std::move(socket), device};
+  TRY(device.prepare_to_take_over());
+  if (start.after == WorkerStart::After::kTree) {
+    TRY(start.ready());
+    record.conversation = SessionRecord::kBetweenMessages;
+  }
+  const auto taken = TRY(device.take_over(start.blames));
+  log::info("taken over: {} queues run again; requests that are served again: {}", taken.queues,
+            taken.requests);
+  return vhost_user::Session{UniqueFd{record.socket},
+                             device,
+                             {.features = record.agreed_features,
+                              .protocol_features = record.agreed_protocol_features,
+                              .acknowledges = record.acknowledges != 0}};
 }
 
-// What keeps another worker from going on with that conversation; null: nothing.
-const char* against_succession(const SessionRecord& record) {
-  switch (record.conversation) {
-    case SessionRecord::kBetweenMessages:
-      return nullptr;
-    case SessionRecord::kInMessage:
-      return "a message of the VMM was half done, so the guest has lost its file system";
-    default:
-      return "no VMM was connected";
-  }
-}
-
-// Until the VMM leaves. The record says at any time whether another process could go on.
-void converse(vhost_user::Session& session, SessionRecord& record) {
+// Until the VMM leaves: true; or until another process is to go on: false. The record says at any
+// time whether one could.
+bool converse(vhost_user::Session& session, SessionRecord& record, FdRef pause) {
   for (;;) {
-    (void)sys::wait_for(session.fd(), POLLIN);
+    const bool is_between = !session.in_mid_message();
+    const auto awaited = sys::wait_for_either(session.fd(), is_between ? pause : FdRef{});
+    if (is_between && awaited && *awaited == sys::Either::kSecond) return false;
     record.conversation = SessionRecord::kInMessage;
     const Result<bool> served = session.serve_one();
     if (!served || !*served) break;
@@ -137,6 +132,16 @@ void converse(vhost_user::Session& session, SessionRecord& record) {
     record.conversation = SessionRecord::kBetweenMessages;
   }
   record.conversation = SessionRecord::kNone;
+  return true;
+}
+
+// What a program that goes on for another one must agree with, but for the program.
+std::string what_must_agree(const cli::Options& options) {
+  struct stat shared {};
+  // Whether it is there has been looked at.
+  (void)::stat(options.sandbox.shared_dir.c_str(), &shared);
+  return fmt::format("shared directory={}:{}\n", shared.st_dev, shared.st_ino) +
+         cli::what_is_told(options);
 }
 
 // The worker: everything guest-facing. Returns the process's exit status.
@@ -179,7 +184,10 @@ Result<int, Failure> serve(const cli::Options& options, std::uint64_t descriptor
   Device device(*file_system, dispatcher, device_settings);
 
   vhost_user::Session session = TRY(connect(start, listener, device, record));
-  converse(session, record);
+  if (!converse(session, record, start.pause)) {
+    device.pause();
+    WorkerStart::end_paused();
+  }
   log::info("client disconnected, shutting down");
   device.shut_down();
   return 0;
@@ -202,25 +210,24 @@ int run(int argc, char** argv) {
     // Made here, so that every worker has it at once. Where files may not be as large, that is
     // said.
     ::signal(SIGXFSZ, SIG_IGN);
-    auto arena = Arena::create(arena_plan(kMostInodes));
+    constexpr auto kPlan = arena_plan(kMostInodes);
+    auto arena = Arena::create(kPlan);
     if (!arena) return Failure{"can't make memory for the state", arena.error()};
-    DeviceJournal::begin(**arena);
-    Listener listener = TRY(Listener::prepare(options->socket));
+    DeviceEstate estate(*arena, kPlan,
+                        {.descriptors_kept_in = Passthrough::descriptors_kept_in,
+                         .renumber_descriptors = Passthrough::renumber_descriptors},
+                        what_must_agree(*options));
+    Listener listener = TRY(
+        options->take_over ? Listener::prepare_to_take_over(options->socket, *options->take_over)
+                           : Listener::prepare(options->socket));
     const ProcessTreeSettings settings{
-        .daemonize = options->daemonize,
-        .against_succession = [&] { return against_succession(session_record(**arena)); },
-        .inherits =
-            [&] {
-              std::vector<int> kept = Passthrough::descriptors_kept_in(**arena);
-              std::ranges::copy(DeviceJournal::descriptors_kept_in(**arena),
-                                std::back_inserter(kept));
-              return kept;
-            }};
+        .daemonize = options->daemonize, .estate = &estate, .take_over = options->take_over};
     return run_process_tree(settings, std::move(plan), listener, [&](WorkerStart& start) {
       auto status = serve(*options, descriptor_limit, *arena, listener, start);
       if (status) return *status;
-      log::error("{}{}", status.error().text(),
-                 start.died_of != 0 ? "; the guest has lost its file system" : "");
+      log::error(
+          "{}{}", status.error().text(),
+          start.after == WorkerStart::After::kWorker ? "; the guest has lost its file system" : "");
       return 1;
     });
   }();

@@ -153,7 +153,8 @@ Result<std::unique_ptr<DaemonProcess>, Failure> DaemonProcess::start(DaemonOptio
     return Failure("no daemon to run: set VIRTIOFSD to a virtiofsd (" + options.binary + ")");
   std::unique_ptr<DaemonProcess> daemon{new DaemonProcess};
   daemon->kind_ = kind_of(options.binary);
-  daemon->socket_path_ = daemon->place_.path("socket");
+  daemon->socket_path_ =
+      options.socket_path.empty() ? daemon->place_.path("socket") : options.socket_path;
   TRY(daemon->launch(options));
   if (options.connect) {
     auto ready = daemon->wait_until_it_accepts(within(options.patience));

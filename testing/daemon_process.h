@@ -32,6 +32,7 @@ struct DaemonOptions {
   std::string shared_directory;
   std::vector<std::string> arguments;  // after the socket and the directory
   bool listening_fd = false;           // --fd=N instead of --socket-path=S
+  std::string socket_path;             // empty: one of its own
   bool connect = true;                 // wait until it accepts; false: just started
   std::chrono::milliseconds patience{10'000};
 };

@@ -253,6 +253,12 @@ const Row kTable[] = {
        draft.options.socket.fd = TRY(number<int>(value.text, 0, 0x7fffffff));
        return {};
      }},
+    {"take-over", "", 0, Shape::kValue, "PID",
+     "Go on for the running virtiofsd with this pid, which ends; the guest doesn't notice.",
+     [](Draft& draft, const Value& value) -> Problem {
+       draft.options.take_over = TRY(number<pid_t>(value.text, 1, 0x7fffffff));
+       return {};
+     }},
     {"source", "shared-dir", 0, Shape::kValue, "PATH",
      "Share the directory PATH. Required.",
      [](Draft& draft, const Value& value) -> Problem {
@@ -609,7 +615,10 @@ Problem settle(Draft& draft) {
   if (!options.socket.path.empty() && options.socket.fd) {
     return Failure{"--socket-path and --fd can't be given together"};
   }
-  if (options.socket.path.empty() && !options.socket.fd && !activated) {
+  if (options.take_over && options.socket.fd) {
+    return Failure{"--take-over takes the connection over as well: --fd can't be given with it"};
+  }
+  if (options.socket.path.empty() && !options.socket.fd && !activated && !options.take_over) {
     return Failure{"no socket: give --socket-path=PATH or --fd=FDNUM"};
   }
   if (!options.socket.group.empty() && options.socket.path.empty()) {
@@ -714,6 +723,35 @@ Result<Options, UsageError> parse(int argc, const char* const* argv) {
   if (complaints.first) return usage_error(*complaints.first);
   if (auto settled = settle(draft); !settled) return usage_error(settled.error().text());
   return std::move(draft.options);
+}
+
+std::string what_is_told(const Options& options) {
+  const auto cache = [&] {
+    switch (options.cache) {
+      case CacheMode::kNone:
+        return "none";
+      case CacheMode::kAuto:
+        return "auto";
+      case CacheMode::kMetadata:
+        return "metadata";
+      case CacheMode::kAlways:
+        break;
+    }
+    return "always";
+  };
+  const auto wish = [](fuse::Wish value) {
+    return value == fuse::Wish::kOff ? "never" : value == fuse::Wish::kAuto ? "auto" : "always";
+  };
+  const auto on = [](bool value) { return value ? "on" : "off"; };
+  return fmt::format(
+      "cache={}\nposix-lock={}\nflock={}\nreaddirplus={}\nwriteback={}\nallow-mmap={}\n"
+      "announce-submounts={}\nreadonly={}\nxattr={}\nposix-acl={}\nsecurity-label={}\n"
+      "killpriv-v2={}\nin-order={}\nnum-request-queues={}\ntag={}\n",
+      cache(), on(options.posix_lock), on(options.flock), on(options.readdirplus),
+      on(options.writeback), on(options.allow_mmap), on(options.announce_submounts),
+      on(options.sandbox.read_only), on(options.xattr), wish(options.posix_acl),
+      wish(options.security_label), wish(options.killpriv_v2), on(options.in_order),
+      options.num_request_queues, options.tag);
 }
 
 DescriptorShares divide_descriptors(const Options& options, std::uint64_t descriptor_limit) {

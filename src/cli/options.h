@@ -9,6 +9,8 @@
 // Names are the union of QEMU's and the Rust daemon's. What can't be honoured is refused.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -28,7 +30,8 @@ namespace virtiofsd::cli {
 // The values in force: defaults that depend on other options are settled.
 struct Options {
   Listener::Settings socket;
-  sandbox::Settings sandbox;  // shared_dir in here
+  std::optional<pid_t> take_over;  // the virtiofsd that this one goes on for
+  sandbox::Settings sandbox;       // shared_dir in here
   bool daemonize = false;
   std::string tag;  // empty: no configuration space is offered to the VMM
 
@@ -74,6 +77,10 @@ struct UsageError {
 };
 
 Result<Options, UsageError> parse(int argc, const char* const* argv);
+
+// What VMM and guest are told by these options and rely on from then on, a line each of
+// "name=value": one program can go on for another only where they agree.
+std::string what_is_told(const Options& options);
 
 // An `-o` list taken apart: items end at a comma; `\,` and `,,` are a comma,
 // `\NNN` (octal) a byte, `\x` an x.

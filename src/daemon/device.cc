@@ -394,9 +394,8 @@ void Device::keep_status(std::uint64_t status) {
 
 // ---- succession ---------------------------------------------------------------
 
-Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
+Result<void, Failure> Device::prepare_to_take_over() {
   SessionRecord& record = *journal_.record();
-  blame_ = blame;
   status_ = record.status;
   auto backend_requests = duplicate(record.backend_requests);
   if (!backend_requests)
@@ -404,12 +403,18 @@ Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
   backend_requests_ = std::move(*backend_requests);
   if (const Result<> mapped = resume_memory(); !mapped)
     return Failure{"can't map the guest's memory again", mapped.error()};
-  std::shared_ptr<DirtyLog> log;
   if (record.log_file >= 0) {
     auto again = DirtyLog::map(FdRef{record.log_file}, record.log_offset, record.log_size);
     if (!again) return Failure{"can't map the VMM's dirty log again", again.error()};
-    log = std::move(*again);
+    log_ = std::move(*again);
   }
+  return {};
+}
+
+Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
+  SessionRecord& record = *journal_.record();
+  blame_ = blame;
+  const std::shared_ptr<DirtyLog> log = std::exchange(log_, nullptr);
   TakenOver all;
   for (std::uint32_t index = 0; index < rings_.size(); ++index) {
     virtio::Queue& queue = rings_[index]->queue;
@@ -423,6 +428,12 @@ Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
     all.requests += *in_flight;
   }
   return all;
+}
+
+void Device::pause() {
+  constexpr auto kTimeToAnswer = std::chrono::milliseconds(100);
+  const auto deadline = std::chrono::steady_clock::now() + kTimeToAnswer;
+  for (const auto& ring : rings_) ring->queue.pause(deadline);
 }
 
 Result<> Device::resume_memory() {

@@ -55,7 +55,12 @@ class Device final : public vhost_user::Backend {
     std::uint32_t queues = 0;  // that run
     std::size_t requests = 0;  // in flight
   };
+  // All that can fail without a trace comes first, in prepare_to_take_over.
+  Result<void, Failure> prepare_to_take_over();
   Result<TakenOver, Failure> take_over(bool blame);
+  // For another process to go on: no queue takes another request. Waits a moment for those that are
+  // being served; what hasn't been answered when it returns is the other's to serve again.
+  void pause();
 
   // Stops every queue and forgets the guest: the VMM is gone or asks for a reset.
   void shut_down();
@@ -122,7 +127,8 @@ class Device final : public vhost_user::Backend {
   std::shared_ptr<const GuestMemory> memory_;
   std::uint64_t status_ = 0;
   std::uint32_t failed_starts_ = 0;
-  bool blame_ = false;  // as in take_over
+  std::shared_ptr<DirtyLog> log_;  // from prepare_to_take_over
+  bool blame_ = false;             // as in take_over
   UniqueFd backend_requests_;
 };
 

@@ -86,15 +86,36 @@ void DeviceJournal::begin(const Arena& arena) {
   for (SessionRecord::Ring& ring : record.ring) ring.kick = ring.call = ring.error = -1;
 }
 
-std::vector<int> DeviceJournal::descriptors_kept_in(const Arena& arena) {
-  const SessionRecord& record = session_record(arena);
-  std::vector<int> kept{record.socket, record.log_file, record.backend_requests};
+namespace {
+
+// Every place of the record that names a descriptor.
+template <typename Record, typename Visit>
+void for_each_descriptor(Record& record, Visit visit) {
+  visit(record.socket);
+  visit(record.log_file);
+  visit(record.backend_requests);
   for (std::uint32_t i = 0; i < record.regions && i < SessionRecord::kRegions; ++i)
-    kept.push_back(record.region[i].fd);
-  for (const SessionRecord::Ring& ring : record.ring) {
-    for (const int fd : {ring.kick, ring.call, ring.error}) kept.push_back(fd);
+    visit(record.region[i].fd);
+  for (auto& ring : record.ring) {
+    visit(ring.kick);
+    visit(ring.call);
+    visit(ring.error);
   }
+}
+
+}  // namespace
+
+std::vector<int> DeviceJournal::descriptors_kept_in(const Arena& arena) {
+  std::vector<int> kept;
+  for_each_descriptor(session_record(arena), [&](std::int32_t fd) { kept.push_back(fd); });
   return kept;
+}
+
+void DeviceJournal::renumber_descriptors(const Arena& arena,
+                                         const std::function<int(int)>& number_of) {
+  for_each_descriptor(session_record(arena), [&](std::int32_t& fd) {
+    if (fd >= 0) fd = number_of(fd);
+  });
 }
 
 }  // namespace virtiofsd

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -56,6 +57,8 @@ class DeviceJournal {
   static void begin(const Arena& arena);
   // The descriptors that a record names; -1 may be among them.
   static std::vector<int> descriptors_kept_in(const Arena& arena);
+  // As Passthrough::renumber_descriptors.
+  static void renumber_descriptors(const Arena& arena, const std::function<int(int)>& number_of);
 
  private:
   SessionRecord* record_ = nullptr;

@@ -138,6 +138,21 @@ TEST_F(DeviceJournalTest, NoMoreRegionsThanThereIsRoomFor) {
   journal_.set_regions({});
 }
 
+TEST_F(DeviceJournalTest, InAnotherProcessDescriptorsHaveOtherNumbers) {
+  record().socket = event().release();
+  journal_.keep(journal_.ring(64).error, event());
+  journal_.set_regions(region(0x1000));
+  std::vector<int> before = kept();
+  ASSERT_EQ(before.size(), 3U);
+  DeviceJournal::renumber_descriptors(*arena_, [](int fd) { return fd + 1000; });
+  std::vector<int> after = kept();
+  for (int& fd : after) fd -= 1000;
+  EXPECT_EQ(after, before);
+  DeviceJournal::renumber_descriptors(*arena_, [](int) { return -1; });
+  EXPECT_TRUE(kept().empty());
+  for (const int fd : before) ::close(fd);
+}
+
 TEST(DeviceJournalWithoutAnArena, KeepsNothing) {
   DeviceJournal journal{nullptr};
   EXPECT_EQ(journal.record(), nullptr);

@@ -73,12 +73,13 @@ Result<void, Failure> write_pid(FdRef lock) {
   return {};
 }
 
+// Empty when nothing is in there.
 std::string read_pid(FdRef lock) {
   std::array<char, 32> text{};
   const ssize_t size = ::pread(lock.number(), text.data(), text.size() - 1, 0);
-  if (size <= 0) return "unknown pid";
+  if (size <= 0) return {};
   const std::string_view view(text.data(), static_cast<std::size_t>(size));
-  return fmt::format("pid {}", view.substr(0, view.find('\n')));
+  return std::string{view.substr(0, view.find('\n'))};
 }
 
 bool is_same_file(FdRef fd, const std::string& path) {
@@ -100,8 +101,9 @@ Result<UniqueFd, Failure> take_lock(const std::string& path) {
       if (errno != EWOULDBLOCK) {
         return Failure{fmt::format("can't lock the pid file \"{}\"", name), Errno::last()};
       }
+      const std::string pid = read_pid(lock);
       return Failure{fmt::format("the socket path \"{}\" is in use by another virtiofsd ({})", path,
-                                 read_pid(lock))};
+                                 pid.empty() ? "unknown pid" : "pid " + pid)};
     }
     // Its last owner may have removed it between our open and our lock.
     if (is_same_file(lock, name)) return lock;
@@ -183,6 +185,38 @@ Result<Listener, Failure> Listener::prepare(Settings settings) {
   return listener;
 }
 
+Result<Listener, Failure> Listener::prepare_to_take_over(Settings settings, pid_t predecessor) {
+  Listener listener;
+  listener.settings_ = std::move(settings);
+  const std::string& path = listener.settings_.path;
+  if (path.empty()) return listener;
+  const std::string name = lock_path(path);
+  const UniqueFd lock(::open(name.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK));
+  const std::string pid = lock ? read_pid(lock) : std::string{};
+  if (pid != fmt::format("{}", predecessor)) {
+    return Failure{fmt::format("--take-over={}: that virtiofsd has another socket path than \"{}\"",
+                               predecessor, path)};
+  }
+  return listener;
+}
+
+Result<void, Failure> Listener::take_over() {
+  const std::string& path = settings_.path;
+  if (path.empty()) return {};
+  lock_ = TRY(take_lock(path));
+  TRY(write_pid(lock_));
+  note_socket();
+  return {};
+}
+
+void Listener::note_socket() {
+  struct stat made {};
+  if (::lstat(settings_.path.c_str(), &made) != 0 || !S_ISSOCK(made.st_mode)) return;
+  bound_ = true;
+  socket_device_ = made.st_dev;
+  socket_inode_ = made.st_ino;
+}
+
 Result<void, Failure> Listener::take_descriptor() {
   int number = SD_LISTEN_FDS_START;
   std::string name = "the socket passed by systemd";
@@ -231,12 +265,7 @@ Result<void, Failure> Listener::open() {
   const Errno error = Errno::last();
   ::umask(mask);
   if (!made) return Failure{fmt::format("can't make the socket \"{}\"", path), error};
-  bound_ = true;
-  struct stat made_socket {};
-  if (::lstat(path, &made_socket) == 0) {
-    socket_device_ = made_socket.st_dev;
-    socket_inode_ = made_socket.st_ino;
-  }
+  note_socket();
   if (!settings_.group.empty()) {
     if (::lchown(path, static_cast<uid_t>(-1), group_id_) != 0 || ::chmod(path, 0660) != 0) {
       return Failure{

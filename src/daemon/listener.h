@@ -10,6 +10,8 @@
 // PATH.pid says who lives, and a socket somebody listens on is left alone even without it.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -35,6 +37,12 @@ class Listener {
   Listener& operator=(Listener&&) = delete;
   ~Listener() = default;  // removes nothing: forked copies are destroyed too
 
+  // For a launcher whose tree takes over from that of `predecessor`, which has the path: checks
+  // that it has. Takes and makes nothing.
+  static Result<Listener, Failure> prepare_to_take_over(Settings settings, pid_t predecessor);
+  // That one is gone: its lock file and the removal of its socket are ours now.
+  Result<void, Failure> take_over();
+
   // Makes the path and listens. Launcher, with everything else ready.
   Result<void, Failure> open();
   // Removes the socket's path and the lock file, if they are still ours. Launcher.
@@ -52,6 +60,7 @@ class Listener {
  private:
   Listener() = default;
   Result<void, Failure> take_descriptor();
+  void note_socket();
 
   Settings settings_;
   UniqueFd socket_;

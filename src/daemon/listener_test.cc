@@ -102,6 +102,41 @@ TEST_F(ListenerTest, DoesNotRemoveWhatTookItsPlace) {
   EXPECT_TRUE(std::filesystem::is_regular_file(path_));
 }
 
+TEST_F(ListenerTest, TakesThePathOverFromOneThatIsGone) {
+  {
+    auto first = Listener::prepare({.path = path_});
+    ASSERT_TRUE(first);
+    ASSERT_TRUE(first->open());
+    auto next = Listener::prepare_to_take_over({.path = path_}, ::getpid());
+    ASSERT_TRUE(next) << next.error().text();
+    EXPECT_FALSE(next->take_over()) << "it is still there";
+  }
+  auto next = Listener::prepare_to_take_over({.path = path_}, ::getpid());
+  ASSERT_TRUE(next) << next.error().text();
+  ASSERT_TRUE(next->take_over());
+  EXPECT_THAT(failure_of({.path = path_}), HasSubstr("in use by another virtiofsd"));
+  next->remove();
+  EXPECT_TRUE(directory_is_empty());
+}
+
+TEST_F(ListenerTest, TakesNoPathOverThatIsAnothers) {
+  const auto failure = [&](pid_t pid) {
+    auto next = Listener::prepare_to_take_over({.path = path_}, pid);
+    return next ? "(accepted)" : next.error().text();
+  };
+  EXPECT_THAT(failure(::getpid()), HasSubstr("another socket path"));
+  EXPECT_TRUE(directory_is_empty());
+  auto first = Listener::prepare({.path = path_});
+  ASSERT_TRUE(first);
+  ASSERT_TRUE(first->open());
+  EXPECT_THAT(failure(1), HasSubstr("another socket path"));
+  // Without a path there is nothing to take.
+  auto next = Listener::prepare_to_take_over({}, ::getpid());
+  ASSERT_TRUE(next);
+  EXPECT_TRUE(next->take_over());
+  first->remove();
+}
+
 TEST_F(ListenerTest, SaysWhatIsWrongWithThePath) {
   EXPECT_THAT(failure_of({.path = "/tmp/" + std::string(120, 'x')}),
               HasSubstr("is 125 bytes long; the system allows 107"));

@@ -1,62 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
-// The process tree: launcher (what the caller started) → supervisor (in the
-// sandbox; process 1 of its pid namespace) → worker (serves). The supervisor
-// shares its descriptor table with the worker, not its memory, so whatever the
-// worker had open outlives it. Each of the three is single-threaded until the
-// worker function starts threads.
-//
-// A worker that is ended by a signal gets a successor, which goes on with those
-// descriptors and what the dead one left in shared memory; but not again and again in a short time.
-//
-// SIGTERM, SIGINT and SIGHUP end the tree within a second from any state; so
-// does the death of the launcher or of the supervisor. The launcher's exit status is the worker's.
+// The process that looks after workers: it starts one, and another one where one died and the next
+// can go on; it hands the device over to another process tree, or takes it over from one. In the
+// sandbox; single-threaded; shares its descriptor table with the worker, not its memory.
 #pragma once
+
+#include <sys/types.h>
 
 #include <chrono>
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <optional>
 #include <vector>
 
-#include "base/result.h"
-#include "daemon/listener.h"
+#include "daemon/handover.h"
+#include "daemon/process_tree.h"
 #include "sandbox/sandbox.h"
+#include "sys/events.h"
+#include "sys/fd.h"
 
 namespace virtiofsd {
-
-// What the worker function starts with.
-class WorkerStart {
- public:
-  sandbox::Entered sandbox;
-  // The signal that ended the worker before this one, its successor; 0 in the first.
-  int died_of = 0;
-
-  // All that could fail has been done: makes the launcher open the socket and
-  // returns when it has (then Listener::accept). Call once. A Failure means
-  // that the launcher could not, or is gone: return non-zero.
-  Result<void, Failure> ready();
-
- private:
-  friend class ProcessTree;
-  WorkerStart(FdRef launcher, FdRef null) : launcher_(launcher), null_(null) {}
-  FdRef launcher_;
-  FdRef null_;  // valid with daemonize
-};
-
-struct ProcessTreeSettings {
-  // The caller gets its prompt back once the socket is there; from then on
-  // nothing is written to its terminal, so a log needs syslog or a file.
-  bool daemonize = false;
-
-  // How a worker is succeeded; empty: never. Asked in the supervisor when a worker has died: what
-  // keeps another one from going on, for the log; null: nothing.
-  std::function<const char*()> against_succession;
-  // Asked in the successor, before it opens anything: the descriptors that its predecessor had and
-  // that it goes on with (-1 is none), each once. Every other one is closed, but for those from
-  // before the first worker.
-  std::function<std::vector<int>()> inherits;
-};
 
 // Whether a worker that died gets a successor. What the guest can bring about, and learn from,
 // must not be repeated without end. A worker that was killed (by the kernel, out of memory, which
@@ -85,13 +49,44 @@ class Deaths {
   std::size_t failed_in_all_ = 0;
 };
 
-// Runs the tree and returns, in the launcher (or, with daemonize, first in the
-// caller's process), the exit status for main: 0 when the worker returned 0 or
-// the tree was told to stop, 1 for a start or a worker that failed. `worker`
-// runs in the worker process; its return value ends that process. It finds
-// SIGTERM, SIGINT and SIGHUP at their defaults and SIGPIPE ignored. A worker
-// that returns non-zero has said why in the log.
-int run_process_tree(const ProcessTreeSettings& settings, sandbox::Plan plan, Listener& listener,
-                     const std::function<int(WorkerStart&)>& worker);
+class Supervisor {
+ public:
+  // What it was cloned with; borrowed until it ends.
+  struct Inherited {
+    FdRef signals;  // as watch_signals has it
+    FdRef channel;  // to the launcher
+    FdRef null;     // none: the terminal is kept
+    FdRef door;     // none: nobody can take the device over
+  };
+  Supervisor(const ProcessTreeSettings& settings, sandbox::Plan& plan, Inherited inherited,
+             const std::function<int(WorkerStart&)>& worker)
+      : settings_(settings), plan_(plan), inherited_(inherited), worker_function_(worker) {}
+
+  // `predecessor`: the tree to take over from; null: none. Ends the process.
+  [[noreturn]] void run(handover::Predecessor* predecessor);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  Result<void, Failure> take_over_from(handover::Predecessor& predecessor);
+  void start_worker(WorkerStart::After after, bool blames = false);
+  void worker_ended(int status);
+  void stop();
+  void meet_heir();
+  void hand_over();
+
+  const ProcessTreeSettings& settings_;
+  sandbox::Plan& plan_;
+  Inherited inherited_;
+  const std::function<int(WorkerStart&)>& worker_function_;
+  std::optional<sys::EventFd> pause_;
+  std::vector<int> from_before_;  // the descriptors that are no worker's
+  pid_t worker_ = -1;
+  bool stopping_ = false;
+  Deaths deaths_;
+  // Who waits for the worker to come to rest, and how long.
+  std::optional<handover::Heir> heir_;
+  Clock::time_point heir_deadline_;
+};
 
 }  // namespace virtiofsd

@@ -1004,6 +1004,31 @@ TEST_F(HandleSuccession, TheDescriptorsOfWhatIsLiveAreKept) {
   for (const NodeId id : {aside, busy, dying}) set_state(id, SlotState::kLive);
 }
 
+TEST_F(HandleSuccession, InAnotherProcessDescriptorsHaveOtherNumbers) {
+  for (const char* name : {"hot", "closed", "cold", "open"}) make(name, name);
+  let_settle();
+  const NodeId hot_file = hot("hot");
+  const NodeId closed = hot("closed");
+  const NodeId cold_file = cold("cold");
+  const NodeId open_file = hot("open");
+  const HandleId file = open_handle(HandleKind::kFile, open_file);
+  const int left_out = record(closed).fd;
+  Passthrough::renumber_descriptors(*arena_, [&](int before) {
+    return before == left_out ? -1 : ::fcntl(before, F_DUPFD_CLOEXEC, 500);
+  });
+  ::close(left_out);
+  EXPECT_GE(record(hot_file).fd, 500);
+  EXPECT_GE(record(file).fd, 500);
+  EXPECT_EQ(record(closed).fd, -1);
+  EXPECT_EQ(record(cold_file).fd, -1);
+  succeed();
+  for (const auto& [id, name] :
+       {std::pair{hot_file, "hot"}, {closed, "closed"}, {cold_file, "cold"}, {open_file, "open"}}) {
+    EXPECT_EQ(content(id), name);
+  }
+  EXPECT_EQ(find(file, HandleKind::kFile, open_file), Errno{0});
+}
+
 TEST_F(Succession, NothingIsKeptOfAnArenaThatNobodyUsed) {
   const auto empty = std::move(Arena::create(arena_plan(kInodes))).value();
   EXPECT_TRUE(Passthrough::descriptors_kept_in(*empty).empty());

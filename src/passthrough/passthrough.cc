@@ -2,6 +2,7 @@
 #include "passthrough/passthrough.h"
 
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include "base/log.h"
@@ -65,15 +66,34 @@ void add_descriptors(Slab slab, std::uint32_t first, std::vector<int>& to) {
   }
 }
 
+template <typename Slab>
+void renumber_in(Slab slab, std::uint32_t first, const std::function<int(int)>& number_of) {
+  for (std::uint32_t slot = first; slot < slab.used(); ++slot) {
+    const SlotState state = slab.state(slot);
+    const bool is_kept = state == SlotState::kLive || state == SlotState::kAside;
+    const int fd = slab.at(slot).fd;
+    slab.at(slot).fd = is_kept && fd >= 0 ? number_of(fd) : -1;
+  }
+}
+
+// The root's is not among them: each process has its own.
+constexpr std::uint32_t kFirstInode = 2;
+
 }  // namespace
 
 std::vector<int> Passthrough::descriptors_kept_in(const Arena& arena) {
   std::vector<int> kept;
-  // The root's is not among them: each process has its own.
-  add_descriptors(InodeSlab{arena.section(SectionKind::kInodes)}, 2, kept);
+  add_descriptors(InodeSlab{arena.section(SectionKind::kInodes)}, kFirstInode, kept);
   add_descriptors(HandleSlab{arena.section(SectionKind::kHandles)}, 1, kept);
   add_descriptors(LockOwnerSlab{arena.section(SectionKind::kLockOwners)}, 1, kept);
   return kept;
+}
+
+void Passthrough::renumber_descriptors(const Arena& arena,
+                                       const std::function<int(int)>& number_of) {
+  renumber_in(InodeSlab{arena.section(SectionKind::kInodes)}, kFirstInode, number_of);
+  renumber_in(HandleSlab{arena.section(SectionKind::kHandles)}, 1, number_of);
+  renumber_in(LockOwnerSlab{arena.section(SectionKind::kLockOwners)}, 1, number_of);
 }
 
 Result<> Passthrough::init(fuse::Negotiated& session) {

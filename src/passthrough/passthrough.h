@@ -17,6 +17,7 @@
 #include <fcntl.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -74,6 +75,9 @@ class Passthrough final : public fuse::FileSystem {
 
   // The descriptors that a process left behind, which a successor (inodes.take_over) goes on with.
   static std::vector<int> descriptors_kept_in(const Arena& arena);
+  // In another process the same descriptors have other numbers: `number_of` tells by the old one
+  // (-1: it isn't there). For an arena that nobody else uses.
+  static void renumber_descriptors(const Arena& arena, const std::function<int(int)>& number_of);
 
   Result<> init(fuse::Negotiated& session) override;
   void destroy() override;

@@ -310,6 +310,8 @@ Result<void, Failure> Plan::enter() {
   // it is in no descriptor table, so the worker can't keep it.
   if (::fchdir(proc.number()) != 0) return Failure{"can't enter /proc", Errno::last()};
   proc.reset();
+  mount_namespace_ = UniqueFd(::openat(AT_FDCWD, "self/ns/mnt", O_RDONLY | O_CLOEXEC));
+  if (!mount_namespace_) return Failure{"can't open /proc/self/ns/mnt", Errno::last()};
 
   TRY(set_capabilities(capabilities_));
   if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
@@ -322,6 +324,15 @@ Result<void, Failure> Plan::enter() {
   TRY(load_seccomp(Role::kSupervisor, settings_.seccomp));
   // A worker, though it has the same user, gets no look at this process.
   CHECK(::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0);
+  return {};
+}
+
+Result<void, Failure> Plan::adopt(UniqueFd root, UniqueFd mount_namespace) {
+  if (!same_directory(root, shared_)) {
+    return Failure{fmt::format("\"{}\" is not what is being shared", settings_.shared_dir)};
+  }
+  shared_ = std::move(root);
+  mount_namespace_ = std::move(mount_namespace);
   return {};
 }
 

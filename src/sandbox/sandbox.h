@@ -89,6 +89,14 @@ class Plan {
   // sets sys::set_proc_self_fd.
   Result<Entered, Failure> enter_worker();
 
+  // Once entered: the shared directory, and the mount namespace in which things are mounted below
+  // it. Another process tree that serves instead of this one has to go on with them: to the kernel
+  // the same directory on another mount is another place. Supervisor.
+  FdRef root() const { return shared_; }
+  FdRef mount_namespace() const { return mount_namespace_; }
+  // Those of the tree before. They must be of the same directory.
+  Result<void, Failure> adopt(UniqueFd root, UniqueFd mount_namespace);
+
   const Settings& settings() const { return settings_; }
 
  private:
@@ -97,6 +105,7 @@ class Plan {
   Settings settings_;
   int clone_flags_ = 0;
   UniqueFd shared_;                 // O_PATH; the bind mount once entered
+  UniqueFd mount_namespace_;        // once entered
   std::uint64_t capabilities_ = 0;  // to keep, bit n for capability n
   bool in_user_namespace_ = false;
   bool has_other_ids_ = false;  // more than our own id is mapped

@@ -14,7 +14,8 @@ namespace virtiofsd {
 namespace {
 
 constexpr std::uint64_t kMagic = 0x616e657261736676;  // "vfsarena"
-constexpr std::uint32_t kVersion = 1;
+// One more whenever a record means something else: programs of two versions may meet at an arena.
+constexpr std::uint32_t kVersion = 2;
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kMaxSections = 16;
 
@@ -109,6 +110,19 @@ Result<std::shared_ptr<Arena>> Arena::attach(UniqueFd fd, std::span<const Sectio
       new Arena(std::move(fd), base, total_size(expected), places_of(expected)));
   if (std::memcmp(base, &expected, sizeof expected) != 0) return Errno{EINVAL};
   return arena;
+}
+
+Result<> Arena::copy_from(const Arena& other) {
+  CHECK(other.size_ == size_);
+  off_t at = kPage;
+  for (;;) {
+    const off_t data = ::lseek(other.fd_.number(), at, SEEK_DATA);
+    if (data < 0) return errno == ENXIO ? Result<>{} : Errno::last();
+    const off_t hole = ::lseek(other.fd_.number(), data, SEEK_HOLE);
+    if (hole < 0) return Errno::last();
+    std::memcpy(base_ + data, other.base_ + data, static_cast<std::size_t>(hole - data));
+    at = hole;
+  }
 }
 
 Arena::~Arena() {

@@ -50,6 +50,10 @@ class Arena {
   std::span<std::byte> section(SectionKind kind) const;
   FdRef fd() const { return fd_; }
 
+  // Takes over the contents of another arena by the same plan, which nobody writes to any more;
+  // this one is new. Errors of lseek.
+  Result<> copy_from(const Arena& other);
+
   // Gives the memory of a section back to the system; it reads as zeros after.
   // Only while nobody uses the section.
   void drop_contents(SectionKind kind);

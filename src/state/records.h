@@ -193,6 +193,9 @@ struct SessionRecord {
   std::uint32_t has_memory;
   std::array<Region, kRegions> region;
   std::array<Ring, kRings> ring;
+  // What the VMM and the guest have been told and rely on, a line each of "name=value"; written
+  // before the first worker. NUL at the end.
+  std::array<char, 512> told;
 };
 
 }  // namespace virtiofsd

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -353,6 +354,24 @@ TEST(Arena, IsLeftOutOfCoreDumps) {
     }
   }
   EXPECT_NE(flags.find(" dd"), std::string::npos) << flags;
+}
+
+TEST(Arena, CopiesWhatIsInAnother) {
+  constexpr std::array<SectionPlan, 2> plan = {SectionPlan{SectionKind::kHandles, 16, 1U << 20},
+                                               SectionPlan{SectionKind::kInodes, 64, 1U << 20}};
+  const auto from = *Arena::create(plan);
+  from->section(SectionKind::kHandles)[100] = std::byte{42};
+  from->section(SectionKind::kInodes).back() = std::byte{43};
+  const auto to = *Arena::create(plan);
+  ASSERT_TRUE(to->copy_from(*from));
+  from->section(SectionKind::kHandles)[100] = std::byte{1};
+  EXPECT_EQ(to->section(SectionKind::kHandles)[100], std::byte{42});
+  EXPECT_EQ(to->section(SectionKind::kHandles)[101], std::byte{0});
+  EXPECT_EQ(to->section(SectionKind::kInodes).back(), std::byte{43});
+  struct stat copy {};
+  ASSERT_EQ(::fstat(to->fd().number(), &copy), 0);
+  EXPECT_LT(copy.st_blocks * 512, 1 << 20) << "what is empty stays empty";
+  EXPECT_TRUE(Arena::attach(UniqueFd{::dup(to->fd().number())}, plan)) << "and it is a whole one";
 }
 
 TEST(Arena, RefusesAnotherPlan) {

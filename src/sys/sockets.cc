@@ -36,8 +36,17 @@ Result<UnixAddress> unix_address(std::string_view path) {
   return result;
 }
 
-Result<UniqueFd> new_socket() {
-  UniqueFd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+Result<UnixAddress> abstract_address(std::string_view name) {
+  UnixAddress result;
+  if (name.size() >= sizeof(result.address.sun_path)) return Errno{ENAMETOOLONG};
+  result.address.sun_family = AF_UNIX;
+  std::memcpy(result.address.sun_path + 1, name.data(), name.size());
+  result.size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+  return result;
+}
+
+Result<UniqueFd> new_socket(int type = SOCK_STREAM) {
+  UniqueFd fd{::socket(AF_UNIX, type | SOCK_CLOEXEC, 0)};
   if (!fd) return Errno::last();
   return fd;
 }
@@ -102,6 +111,29 @@ Result<UniqueFd> connect_unix(std::string_view path) {
   UniqueFd fd = TRY(new_socket());
   if (::connect(fd.number(), address.get(), address.size) != 0) return Errno::last();
   return fd;
+}
+
+Result<UniqueFd> listen_abstract(std::string_view name) {
+  const UnixAddress address = TRY(abstract_address(name));
+  UniqueFd fd = TRY(new_socket(SOCK_SEQPACKET));
+  if (::bind(fd.number(), address.get(), address.size) != 0) return Errno::last();
+  TRY(listen(fd, 1));
+  return fd;
+}
+
+Result<UniqueFd> connect_abstract(std::string_view name) {
+  const UnixAddress address = TRY(abstract_address(name));
+  UniqueFd fd = TRY(new_socket(SOCK_SEQPACKET));
+  if (::connect(fd.number(), address.get(), address.size) != 0) return Errno::last();
+  return fd;
+}
+
+Result<Peer> peer_of(FdRef socket) {
+  ucred found{};
+  socklen_t size = sizeof(found);
+  if (::getsockopt(socket.number(), SOL_SOCKET, SO_PEERCRED, &found, &size) != 0)
+    return Errno::last();
+  return Peer{.pid = found.pid, .uid = found.uid};
 }
 
 Result<SocketPair> unix_socket_pair() {
@@ -210,6 +242,17 @@ Result<> wait_for(FdRef fd, short events) {
     const Result<> ready = poll_one(fd, events, nullptr);
     if (ready || ready.error() != Errno{EINTR}) return ready ? Result<>{} : ready.error();
   }
+}
+
+Result<Either> wait_for_either(FdRef first, FdRef second) {
+  std::array<pollfd, 2> entries{{{.fd = first.number(), .events = POLLIN, .revents = 0},
+                                 {.fd = second.number(), .events = POLLIN, .revents = 0}}};
+  int ready = -1;
+  do {
+    ready = ::ppoll(entries.data(), entries.size(), nullptr, nullptr);
+  } while (ready < 0 && errno == EINTR);
+  if (ready < 0) return Errno::last();
+  return entries[1].revents != 0 ? Either::kSecond : Either::kFirst;
 }
 
 }  // namespace virtiofsd::sys

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
-// Unix stream sockets, with descriptors riding along. Every socket and every
-// received descriptor is close-on-exec. Nothing here raises SIGPIPE, and only
-// accept and connect_unix may block; the rest answers EAGAIN. Any thread.
+// Unix sockets, with descriptors riding along; streams where nothing else is said. Every socket and
+// every received descriptor is close-on-exec. Nothing here raises SIGPIPE, and only accept and the
+// connects may block; the rest answers EAGAIN. Any thread.
 #pragma once
 
 #include <poll.h>
+#include <sys/types.h>
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -30,6 +32,19 @@ Result<> listen(FdRef socket, int backlog);
 Result<UniqueFd> accept(FdRef listener);
 // Errors as bind_unix, and ECONNREFUSED when nobody listens.
 Result<UniqueFd> connect_unix(std::string_view path);
+
+// A sequenced-packet socket at an abstract address: a name that is in no directory and goes with
+// the socket, known to all of a network namespace. ENAMETOOLONG past 107 bytes.
+Result<UniqueFd> listen_abstract(std::string_view name);
+// ECONNREFUSED when nobody listens.
+Result<UniqueFd> connect_abstract(std::string_view name);
+
+// Who connected, or who listened where we connected, as this process's namespaces name them.
+struct Peer {
+  pid_t pid = 0;
+  uid_t uid = 0;
+};
+Result<Peer> peer_of(FdRef socket);
 
 struct SocketPair {
   UniqueFd first;
@@ -62,5 +77,8 @@ Result<> send_all(FdRef socket, std::span<const std::byte> bytes, std::span<cons
 Result<> wait_until(FdRef fd, short events, std::chrono::steady_clock::time_point deadline);
 // The same without an end.
 Result<> wait_for(FdRef fd, short events);
+// Waits until one of them can be read or has an error; the second may be none. Both: the second.
+enum class Either : std::uint8_t { kFirst, kSecond };
+Result<Either> wait_for_either(FdRef first, FdRef second);
 
 }  // namespace virtiofsd::sys

@@ -335,6 +335,14 @@ void Queue::await_left_over(std::chrono::steady_clock::time_point deadline) {
   }
 }
 
+void Queue::pause(std::chrono::steady_clock::time_point deadline) {
+  set_enabled(false);
+  Lock lock(mutex_);
+  while (in_flight_ != 0) {
+    if (!drained_.wait_until(mutex_, deadline)) return;
+  }
+}
+
 std::uint32_t Queue::stop() {
   std::shared_ptr<const GuestMemory> unused;  // unmapped after the lock
   Lock lock(mutex_);
@@ -480,7 +488,7 @@ void Queue::give_back(const Chain& chain, std::uint32_t written) {
     }
   }
   unsignalled_.store(unsignalled() + 1, std::memory_order_relaxed);
-  if (--in_flight_ == 0 && !running_) drained_.notify_all();
+  if (--in_flight_ == 0 && !(running_ && enabled_)) drained_.notify_all();
 }
 
 void Queue::put(const Held& chain) {

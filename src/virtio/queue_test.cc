@@ -211,6 +211,28 @@ TEST(Queue, StopWaitsForWhatIsInFlight) {
   EXPECT_EQ(driver.used(0).written, 5U);
 }
 
+TEST(Queue, PausesForAnotherProcessWhenWhatIsInFlightIsAnswered) {
+  using std::chrono::steady_clock;
+  SplitDriver driver{4};
+  driver.submit(0, {{kA, 1}, {kC, 8, true}});
+  driver.submit(2, {{kA, 1}});
+  ASSERT_EQ(driver.pop(), "chain");
+  const auto soon = steady_clock::now() + std::chrono::milliseconds(5);
+  driver.queue.pause(soon);
+  EXPECT_GE(steady_clock::now(), soon) << "nobody answers";
+  EXPECT_EQ(driver.pop(), "none");
+  std::atomic<bool> pushed{false};
+  auto paused = std::async(std::launch::async, [&] {
+    driver.queue.pause(steady_clock::now() + std::chrono::seconds(20));
+    EXPECT_TRUE(pushed) << "pause came back before the chain did";
+  });
+  pushed = true;
+  driver.queue.push(driver.chain, 5);
+  paused.get();
+  EXPECT_EQ(driver.used_index(), 1);
+  EXPECT_TRUE(driver.queue.running());
+}
+
 TEST(Queue, GivesOneBackAndYieldsTheNext) {
   SplitDriver driver{4};
   driver.submit(0, {{kA, 1}, {kC, 8, true}});

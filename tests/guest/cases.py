@@ -7,6 +7,7 @@ names the guests it runs in, what the daemon is told, and how QEMU's device and
 machine are shaped.
 """
 
+import concurrent.futures
 import contextlib
 import fcntl
 import os
@@ -535,30 +536,32 @@ def storm_cold(guest, host):
     raise_storm(guest, host)
 
 
-class Killer:
-    """Kills the process that serves, again and again; the next one is to go on."""
+def meanwhile(work, what):
+    """Does `what` again and again, four times a second, until `work` is done; the sum of what it returns."""
+    total = 0
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # Not the other way round: a process that is started doesn't outlive the thread.
+        done = pool.submit(work)
+        while not concurrent.futures.wait([done], timeout=0.25 + 0.03 * (total % 5)).done:
+            total += what()
+        done.result()
+    return total
 
-    def __init__(self, guest):
-        self._guest = guest
-        self._enough = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self.deaths = 0
 
-    def _run(self):
-        while not self._enough.wait(0.25 + 0.03 * (self.deaths % 5)):
-            processes = daemon_processes(self._guest)
-            if len(processes) == 3:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(processes[-1], signal.SIGKILL)
-                    self.deaths += 1
+def kill_worker(guest):
+    """Kills the process that serves, if there is one just now; how many that were."""
+    processes = daemon_processes(guest)
+    with contextlib.suppress(ProcessLookupError):
+        if len(processes) == 3:
+            os.kill(processes[-1], signal.SIGKILL)
+            return 1
+    return 0
 
-    def __enter__(self):
-        self._thread.start()
-        return self
 
-    def __exit__(self, *_):
-        self._enough.set()
-        self._thread.join()
+def storms_and_exercise(guest, seeds):
+    for seed in range(1, 4):
+        guest.run(f"storm tree {seed} 4 5; sync")
+    guest.run(EXERCISE.replace("SEEDS", seeds))
 
 
 @case(options=("--xattr",), queues=2, cpus=2)
@@ -566,11 +569,36 @@ def dying_workers(guest, host):
     """Whatever is being done when the process dies that serves, the guest doesn't notice."""
     program = to_host(guest, host, "storm")
     guest.run("mkdir tree")
-    with Killer(guest) as killer:
-        for seed in range(1, 4):
-            guest.run(f"storm tree {seed} 4 5; sync")
-        guest.run(EXERCISE.replace("SEEDS", "40 41"))
-    expect(killer.deaths >= 5, f"only {killer.deaths} deaths")
+    deaths = meanwhile(lambda: storms_and_exercise(guest, "40 41"), lambda: kill_worker(guest))
+    expect(deaths >= 5, f"only {deaths} deaths")
+    on_host(host, f"{program} tree check")
+    same_tree(guest, host, "tree")
+
+
+@case(options=("--xattr", "-o", "posix_lock,flock"), queues=2, cpus=2)
+def upgrades(guest, host):
+    """One daemon after the other takes over, whatever is being done: the guest doesn't notice."""
+    program = to_host(guest, host, "storm")
+    guest.run("""
+        mkdir tree
+        echo still here > deleted
+        (exec 9<> deleted; rm deleted; exec sleep 1000) < /dev/null > /dev/null 2>&1 &
+        echo $! > open-pid
+        flock -F locked sleep 1000 < /dev/null > /dev/null 2>&1 &
+        echo $! > lock-pid
+        while flock -n locked true || test -e deleted; do sleep 0.05; done""")
+
+    def hand_over():
+        guest.daemon.hand_over()
+        return 1
+
+    times = meanwhile(lambda: storms_and_exercise(guest, "50 51"), hand_over)
+    expect(times >= 5, f"only {times} upgrades")
+    guest.run("""
+        test "$(cat /proc/$(cat open-pid)/fd/9)" = "still here"
+        if flock -n locked true; then exit 1; fi
+        kill $(cat open-pid lock-pid)
+        flock -w 5 locked true""")
     on_host(host, f"{program} tree check")
     same_tree(guest, host, "tree")
 

@@ -82,14 +82,29 @@ class Daemon:
             command += [f"--shared-dir={share}"]
             # QEMU 7.1 to 8.0 has the tag itself and fails on a device that answers for it.
             command += [f"--tag={TAG}"] if kind == "uml" else []
-        command += options
-        with open(self.log, "wb") as log:
-            self.process = start(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._command = command + list(options)
+        self.process = self._start()
         try:
             self._wait_until_it_listens()
         except BaseException:
             self.close()
             raise
+
+    def _start(self, *more):
+        with open(self.log, "ab") as log:
+            return start([*self._command, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def hand_over(self):
+        """Another daemon goes on for this one, which ends."""
+        before = self.process
+        self.process = self._start(f"--take-over={before.pid}")
+        try:
+            status = before.wait(20)
+        except subprocess.TimeoutExpired:
+            status = "nothing"
+        if status != 0:
+            end(before)
+            raise Failed(f"the daemon that was taken over ended with {status}:\n{tail(self.log)}")
 
     def _wait_until_it_listens(self):
         deadline = time.monotonic() + 20
