@@ -341,7 +341,7 @@ TEST_P(Handover, OneThatDiesMidwayChangesNothing) {
   const std::uint64_t file = node("file");
   const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
   // At whatever it is doing, until one is so late that it has taken over.
-  for (unsigned delay = 1; delay < 100; ++delay) {
+  for (unsigned delay = 1; delay < 10000; delay += 1 + delay / 3) {
     auto heir = next();
     ASSERT_TRUE(heir);
     ::usleep(delay * 1000);
