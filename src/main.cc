@@ -85,23 +85,27 @@ Passthrough::Settings passthrough_settings(const cli::Options& options, const Wo
   settings.inodes.max_inodes = kMostInodes;
   settings.inodes.use_file_handles = sandbox.can_use_handles;
   settings.inodes.arena = arena;
-  settings.inodes.take_over = start.after != WorkerStart::After::kNobody;
+  settings.inodes.take_over =
+      start.after == WorkerStart::After::kWorker || start.after == WorkerStart::After::kTree;
   return settings;
 }
 
 // The conversation with the VMM, in a first worker or in one that goes on with another's work.
 Result<vhost_user::Session, Failure> connect(WorkerStart& start, Listener& listener, Device& device,
                                              SessionRecord& record) {
-  if (start.after == WorkerStart::After::kNobody) {
-    TRY(start.ready());
+  using After = WorkerStart::After;
+  if (record.listening >= 0) listener.keep_listening_on(FdRef{record.listening});
+  if (start.after == After::kNobody || start.after == After::kClient) {
+    if (start.after == After::kNobody) TRY(start.ready());
     UniqueFd socket = TRY(listener.accept());
     log::info("client connected");
     record.socket = socket.number();
+    record.listening = listener.descriptor();
     record.conversation = SessionRecord::kBetweenMessages;
     return vhost_user::Session{std::move(socket), device};
   }
   TRY(device.prepare_to_take_over());
-  if (start.after == WorkerStart::After::kTree) {
+  if (start.after == After::kTree) {
     TRY(start.ready());
     record.conversation = SessionRecord::kBetweenMessages;
   }
@@ -188,7 +192,8 @@ Result<int, Failure> serve(const cli::Options& options, std::uint64_t descriptor
     device.pause();
     WorkerStart::end_paused();
   }
-  log::info("client disconnected, shutting down");
+  log::info("client disconnected, {}",
+            options.socket.keep ? "waiting for the next one" : "shutting down");
   device.shut_down();
   return 0;
 }
@@ -220,8 +225,10 @@ int run(int argc, char** argv) {
     Listener listener = TRY(
         options->take_over ? Listener::prepare_to_take_over(options->socket, *options->take_over)
                            : Listener::prepare(options->socket));
-    const ProcessTreeSettings settings{
-        .daemonize = options->daemonize, .estate = &estate, .take_over = options->take_over};
+    const ProcessTreeSettings settings{.daemonize = options->daemonize,
+                                       .estate = &estate,
+                                       .keep_listening = options->socket.keep,
+                                       .take_over = options->take_over};
     return run_process_tree(settings, std::move(plan), listener, [&](WorkerStart& start) {
       auto status = serve(*options, descriptor_limit, *arena, listener, start);
       if (status) return *status;

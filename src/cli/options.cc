@@ -253,6 +253,12 @@ const Row kTable[] = {
        draft.options.socket.fd = TRY(number<int>(value.text, 0, 0x7fffffff));
        return {};
      }},
+    {"keep-listening", "", 0, Shape::kFlag, "",
+     "Wait for the next client when one has left, instead of ending.",
+     [](Draft& draft, const Value&) -> Problem {
+       draft.options.socket.keep = true;
+       return {};
+     }},
     {"take-over", "", 0, Shape::kValue, "PID",
      "Go on for the running virtiofsd with this pid, which ends; the guest doesn't notice.",
      [](Draft& draft, const Value& value) -> Problem {
@@ -746,12 +752,12 @@ std::string what_is_told(const Options& options) {
   return fmt::format(
       "cache={}\nposix-lock={}\nflock={}\nreaddirplus={}\nwriteback={}\nallow-mmap={}\n"
       "announce-submounts={}\nreadonly={}\nxattr={}\nposix-acl={}\nsecurity-label={}\n"
-      "killpriv-v2={}\nin-order={}\nnum-request-queues={}\ntag={}\n",
+      "killpriv-v2={}\nin-order={}\nkeep-listening={}\nnum-request-queues={}\ntag={}\n",
       cache(), on(options.posix_lock), on(options.flock), on(options.readdirplus),
       on(options.writeback), on(options.allow_mmap), on(options.announce_submounts),
       on(options.sandbox.read_only), on(options.xattr), wish(options.posix_acl),
       wish(options.security_label), wish(options.killpriv_v2), on(options.in_order),
-      options.num_request_queues, options.tag);
+      on(options.socket.keep), options.num_request_queues, options.tag);
 }
 
 DescriptorShares divide_descriptors(const Options& options, std::uint64_t descriptor_limit) {

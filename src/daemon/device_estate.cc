@@ -41,9 +41,22 @@ DeviceEstate::DeviceEstate(std::shared_ptr<Arena> arena, std::span<const Section
                            FileSystem file_system, const std::string& told)
     : arena_(std::move(arena)),
       plan_(plan.begin(), plan.end()),
-      file_system_(std::move(file_system)) {
+      file_system_(std::move(file_system)),
+      told_(told) {
+  begin();
+}
+
+void DeviceEstate::begin() {
   DeviceJournal::begin(*arena_);
-  std::copy_n(told.begin(), std::min(told.size(), record().told.size() - 1), record().told.begin());
+  auto& told = record().told;
+  std::copy_n(told_.begin(), std::min(told_.size(), told.size() - 1), told.begin());
+}
+
+void DeviceEstate::begin_again() {
+  const int listening = record().listening;
+  for (const SectionPlan& section : plan_) arena_->drop_contents(section.kind);
+  begin();
+  record().listening = listening;
 }
 
 SessionRecord& DeviceEstate::record() const {

@@ -36,14 +36,17 @@ class DeviceEstate final : public Estate {
   std::vector<int> inherits() const override;
   FdRef memory() const override { return arena_->fd(); }
   Result<void, Failure> consider(UniqueFd memory) override;
+  void begin_again() override;
   Result<void, Failure> adopt(std::unordered_map<int, UniqueFd> descriptors) override;
 
  private:
   SessionRecord& record() const;
+  void begin();
 
   std::shared_ptr<Arena> arena_;
   std::vector<SectionPlan> plan_;
   FileSystem file_system_;
+  const std::string told_;
   std::shared_ptr<Arena> other_;  // of the tree that is taken over from
 };
 

@@ -82,7 +82,7 @@ void DeviceJournal::keep(std::int32_t& place, FdRef fd) {
 
 void DeviceJournal::begin(const Arena& arena) {
   SessionRecord& record = session_record(arena);
-  record.socket = record.log_file = record.backend_requests = -1;
+  record.socket = record.log_file = record.backend_requests = record.listening = -1;
   for (SessionRecord::Ring& ring : record.ring) ring.kick = ring.call = ring.error = -1;
 }
 
@@ -94,6 +94,7 @@ void for_each_descriptor(Record& record, Visit visit) {
   visit(record.socket);
   visit(record.log_file);
   visit(record.backend_requests);
+  visit(record.listening);
   for (std::uint32_t i = 0; i < record.regions && i < SessionRecord::kRegions; ++i)
     visit(record.region[i].fd);
   for (auto& ring : record.ring) {

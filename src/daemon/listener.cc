@@ -242,6 +242,9 @@ Result<void, Failure> Listener::take_descriptor() {
       ::getpeername(number, static_cast<struct sockaddr*>(static_cast<void*>(&peer)), &size) != 0) {
     return Failure{fmt::format("{} is a socket that neither listens nor is connected", name)};
   }
+  if (connected_ && settings_.keep) {
+    return Failure{fmt::format("--keep-listening needs a socket that listens; {} doesn't", name)};
+  }
   socket_ = UniqueFd(number);
   if (::fcntl(number, F_SETFD, FD_CLOEXEC) != 0) {
     return Failure{fmt::format("{} can't be made close-on-exec", name), Errno::last()};
@@ -273,7 +276,7 @@ Result<void, Failure> Listener::open() {
           Errno::last()};
     }
   }
-  // One client is served; a second one finds the door closed.
+  // One client is served at a time; a second one finds the door closed, or waits.
   const auto listening = sys::listen(socket_, 1);
   if (!listening) return Failure{fmt::format("can't listen on \"{}\"", path), listening.error()};
   socket_.reset();
@@ -299,13 +302,17 @@ Result<UniqueFd, Failure> Listener::accept() {
   for (;;) {
     auto client = sys::accept(socket_);
     if (client) {
-      socket_.reset();
+      if (!settings_.keep) socket_.reset();
       return std::move(client).value();
     }
     if (client.error() != Errno{EINTR} && client.error() != Errno{ECONNABORTED}) {
       return Failure{"can't accept a connection", client.error()};
     }
   }
+}
+
+void Listener::keep_listening_on(FdRef socket) {
+  if (socket.number() != socket_.number()) socket_ = UniqueFd{socket.number()};
 }
 
 void Listener::leave_to_launcher() {

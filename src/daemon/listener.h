@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
 // Where the VMM connects: a socket path of ours, a descriptor given to us
-// (listening or already connected), or systemd's socket activation. Exactly
-// one client is served.
+// (listening or already connected), or systemd's socket activation. One client is served at a
+// time, and only one at all if the socket isn't to be kept.
 //
 // The launcher prepares and opens and in the end removes; the worker accepts,
 // in its sandbox. The socket's path appears only in open(), when all that could
@@ -27,6 +27,7 @@ class Listener {
     std::string path = {};       // --socket-path; or
     std::optional<int> fd = {};  // --fd; neither: LISTEN_FDS from systemd
     std::string group = {};      // may connect too; empty: only the owner
+    bool keep = false;           // accept() may be called again, when the client has left
   };
 
   // Checks the path, its directory and the group (or what the descriptor is)
@@ -48,9 +49,11 @@ class Listener {
   // Removes the socket's path and the lock file, if they are still ours. Launcher.
   void remove();
 
-  // Waits for the client; afterwards nobody else can connect. Worker, after
-  // the launcher's open(). A connected descriptor is simply handed over.
+  // Waits for the client; afterwards nobody else can connect, or, with Settings::keep, only waits
+  // in line. Worker, after the launcher's open(). A connected descriptor is simply handed over.
   Result<UniqueFd, Failure> accept();
+  // With Settings::keep, in a successor: the socket that the process before listened on.
+  void keep_listening_on(FdRef socket);
 
   // Closes what only the launcher needs (the lock file). Supervisor.
   void leave_to_launcher();

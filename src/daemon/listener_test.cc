@@ -190,5 +190,24 @@ TEST_F(ListenerTest, OneClientIsLetInAndTheDoorShut) {
   listener->remove();
 }
 
+TEST_F(ListenerTest, TheDoorStaysOpenIfItIsToBeKept) {
+  auto listener = Listener::prepare({.path = path_, .keep = true});
+  ASSERT_TRUE(listener);
+  const int workers_copy = ::fcntl(listener->descriptor(), F_DUPFD_CLOEXEC, 0);
+  ASSERT_TRUE(listener->open());
+  auto worker = Listener::prepare({.fd = workers_copy, .keep = true});
+  ASSERT_TRUE(worker) << worker.error().text();
+  for (int clients = 0; clients < 3; ++clients) {
+    const auto client = sys::connect_unix(path_);
+    ASSERT_TRUE(client);
+    ASSERT_TRUE(worker->accept());
+  }
+  listener->remove();
+  const auto pair = sys::unix_socket_pair();
+  ASSERT_TRUE(pair);
+  EXPECT_THAT(failure_of({.fd = ::dup(pair->first.number()), .keep = true}),
+              HasSubstr("needs a socket that listens"));
+}
+
 }  // namespace
 }  // namespace virtiofsd

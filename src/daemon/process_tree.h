@@ -33,16 +33,17 @@ class WorkerStart {
  public:
   sandbox::Entered sandbox;
   // Whose work it goes on with: nobody's; that of a worker of this tree, which ended; or that of
-  // another tree, which still can go on itself, until ready().
-  enum class After : std::uint8_t { kNobody, kWorker, kTree };
+  // another tree, which still can go on itself, until ready(). Or its predecessor's client has
+  // left, and it waits for another one.
+  enum class After : std::uint8_t { kNobody, kWorker, kTree, kClient };
   After after = After::kNobody;
   bool blames = false;  // kWorker: that one died of what it did
   // Readable: come to rest and end_paused, for another process goes on from there.
   FdRef pause;
 
   // All that could fail has been done: makes the launcher open the socket and
-  // returns when it has (then Listener::accept); or take over from the other tree. Call once, and
-  // not at all with kWorker. A Failure means that the launcher could not, or is gone: return
+  // returns when it has (then Listener::accept); or take over from the other tree. Once in a tree:
+  // with kNobody and kTree. A Failure means that the launcher could not, or is gone: return
   // non-zero.
   Result<void, Failure> ready();
   // Ends the process as it is: what a destructor would close is the next one's.
@@ -72,7 +73,10 @@ class Estate {
   virtual FdRef memory() const = 0;
   // Another tree's: whether this program can go on with it. It is kept for adopt.
   virtual Result<void, Failure> consider(UniqueFd memory) = 0;
-  // That is ours now, with these descriptors, by the numbers that they have in there.
+  // The client has left, and there may be another one: all is as in the beginning.
+  virtual void begin_again() = 0;
+
+  // The other's memory is ours now, with these descriptors, by the numbers that they have in there.
   virtual Result<void, Failure> adopt(std::unordered_map<int, UniqueFd> descriptors) = 0;
 };
 
@@ -82,6 +86,8 @@ struct ProcessTreeSettings {
   bool daemonize = false;
   // Without one nothing is succeeded.
   Estate* estate = nullptr;
+  // A worker that returns 0 is followed by one for the next client. Needs an estate.
+  bool keep_listening = false;
   // The launcher of a tree whose work this one goes on with; needs an estate.
   std::optional<pid_t> take_over = {};
 };

@@ -43,6 +43,7 @@ struct Shared {
   std::atomic<int> kept{-1};
   std::atomic<int> left{-1};
   std::atomic<bool> has_client{true};
+  std::atomic<int> begun_again{0};
 };
 
 class SupervisorTest : public testing::TestWithParam<sandbox::Mode> {
@@ -185,9 +186,11 @@ class TestEstate : public Estate {
   bool has_client() const override { return shared_->has_client; }
   const char* against_succession() const override { return against; }
   std::vector<int> inherits() const override {
+    if (shared_->begun_again > 0) return {};
     return descriptors.empty() ? std::vector<int>{shared_->kept} : descriptors;
   }
   FdRef memory() const override { return memory_; }
+  void begin_again() override { ++shared_->begun_again; }
   Result<void, Failure> consider(UniqueFd memory) override {
     struct stat st {};
     if (refuses || ::fstat(memory.number(), &st) != 0) return Failure{"won't do"};
@@ -304,6 +307,25 @@ TEST_P(SupervisorTest, ASuccessorEndsWithTheTreeAsTheFirstDoes) {
   EXPECT_EQ(wait(), 0);
   EXPECT_EQ(shared_->lives, 2);
   EXPECT_TRUE(nothing_left_behind());
+}
+
+TEST_P(SupervisorTest, AnotherClientIsServedWhenOneHasLeft) {
+  TestEstate estate(shared_);
+  tree_ = start_tree(
+      [this](WorkerStart& begin) {
+        const bool is_first = ++shared_->lives == 1;
+        if (is_first != (begin.after == WorkerStart::After::kNobody)) return 2;
+        if (!is_first && begin.after != WorkerStart::After::kClient) return 3;
+        if (is_first && !begin.ready()) return 4;
+        if (shared_->begun_again + 1 != shared_->lives) return 5;
+        const int kept = shared_->kept.exchange(-1);
+        if (!is_first && ::fcntl(kept, F_GETFD) >= 0) return 6;  // its predecessor's
+        shared_->kept = ::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 700);
+        return shared_->lives < 5 ? 0 : 42;
+      },
+      {.daemonize = false, .estate = &estate, .keep_listening = true});
+  EXPECT_EQ(wait(), 42);
+  EXPECT_EQ(shared_->lives, 5);
 }
 
 // Serves until it is to come to rest.

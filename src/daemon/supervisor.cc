@@ -161,7 +161,7 @@ void Supervisor::start_worker(WorkerStart::After after, bool blames) {
   if (!worker) fail(Failure{"can't start the worker process", worker.error()});
   worker_ = *worker;
   if (worker_ != 0) return;
-  if (after == WorkerStart::After::kWorker) {
+  if (after == WorkerStart::After::kWorker || after == WorkerStart::After::kClient) {
     std::vector<int> keep = settings_.estate->inherits();
     if (is_named_twice(keep))
       fail(Failure{"what the worker left behind is damaged; the guest has lost its file system"});
@@ -199,6 +199,13 @@ void Supervisor::worker_ended(int status) {
       return start_worker(WorkerStart::After::kWorker, /*blames=*/died && signal != SIGKILL);
     }
     log::error("workers die too often to go on");
+  }
+  const bool is_next_client = WIFEXITED(status) && WEXITSTATUS(status) == 0 && !stopping_;
+  if (is_next_client && settings_.keep_listening) {
+    if (heir_) heir_->refuse("its VMM has left");
+    heir_.reset();
+    settings_.estate->begin_again();
+    return start_worker(WorkerStart::After::kClient);
   }
   const int result = paused && stopping_ ? 0 : judge("worker", status, stopping_);
   log::flush();

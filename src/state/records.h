@@ -188,6 +188,8 @@ struct SessionRecord {
   std::uint64_t log_offset;
   std::int32_t log_file;
   std::int32_t backend_requests;
+  std::int32_t listening;  // where the next client comes; -1: there will be none
+  std::uint32_t padding;
   std::array<std::atomic<std::uint64_t>, 4> fuse;  // what INIT settled: fuse::SharedSession
   std::uint32_t regions;
   std::uint32_t has_memory;

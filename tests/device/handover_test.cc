@@ -278,6 +278,23 @@ TEST_P(Handover, InEverySandbox) {
   }
 }
 
+TEST_P(Handover, TheNextClientComesToTheNextOne) {
+  start_up({"--keep-listening"});
+  if (HasFatalFailure()) return;
+  expect_exit(false);
+  tree().write("file", "inside");
+  for (int times = 0; times < 2; ++times) {
+    HAND_OVER({"--keep-listening"});
+    EXPECT_EQ(GET(fuse().getattr(node("file"))).size, 6U);
+    COME_ANEW();
+    KILL_WORKER();
+    EXPECT_EQ(GET(fuse().getattr(node("file"))).size, 6U);
+    COME_ANEW();
+  }
+  expect_refusal(next(), "keep-listening=on");
+  EXPECT_EQ(GET(fuse().getattr(node("file"))).size, 6U);
+}
+
 // The kernel knows a file without a name by its mount.
 TEST_P(Handover, AFileWithoutANameCanStillGetOne) {
   start_up();

@@ -63,6 +63,25 @@ class SuccessionFixture : public DeviceFixture, public ::testing::WithParamInter
     }
   }
 
+  // The client leaves, and another one comes.
+  void come_anew() {
+    front_end_->close();
+    auto connection = daemon().connect();
+    ASSERT_TRUE(connection) << connection.error().text();
+    client_.reset();
+    requests_.reset();
+    urgent_.reset();
+    auto front_end = FrontEnd::adopt(std::move(*connection), vmm_);
+    ASSERT_TRUE(front_end) << front_end.error().text();
+    front_end_ = std::move(*front_end);
+    ASSERT_OK(front_end_->set_up());
+    requests_ = std::make_unique<FuseQueue>(*front_end_, 1);
+    urgent_ =
+        std::make_unique<FuseQueue>(*front_end_, 0, FuseQueueOptions{.slots = 4, .data_bytes = 0});
+    client_ = std::make_unique<FuseClient>(*requests_, *urgent_);
+    ASSERT_OK(client_->init());
+  }
+
   static fuse_file_lock lock(std::uint32_t type, std::uint64_t from = 0,
                              std::uint64_t to = LLONG_MAX) {
     return {.start = from, .end = to, .type = type, .pid = 42};
@@ -75,6 +94,12 @@ class SuccessionFixture : public DeviceFixture, public ::testing::WithParamInter
 #define KILL_WORKER(...)           \
   do {                             \
     kill_worker(__VA_ARGS__);      \
+    if (HasFatalFailure()) return; \
+  } while (false)
+
+#define COME_ANEW()                \
+  do {                             \
+    come_anew();                   \
     if (HasFatalFailure()) return; \
   } while (false)
 
