@@ -241,5 +241,31 @@ TEST(DescriptorShares, LeaveRoomForRingsAndMessages) {
   }
 }
 
+TEST(Options, TakeOverNeedsAPidAndNoSocketOfItsOwn) {
+  const auto alone = parse_words({"--take-over=17", "--shared-dir=/d"});
+  ASSERT_TRUE(alone) << alone.error().text;
+  EXPECT_EQ(alone->take_over, 17);
+  EXPECT_TRUE(parse_more({"--take-over", "17"})) << "the path is what it goes on with";
+  EXPECT_FALSE(parse_more({})->take_over);
+  for (const char* wrong : {"--take-over=x", "--take-over=0", "--take-over=-1", "--take-over="}) {
+    EXPECT_THAT(complaint({wrong}), HasSubstr("take-over")) << wrong;
+  }
+  const auto with_fd = parse_words({"--take-over=17", "--fd=3", "--shared-dir=/d"});
+  ASSERT_FALSE(with_fd);
+  EXPECT_THAT(with_fd.error().text, HasSubstr("--fd can't be given with it"));
+}
+
+TEST(Options, WhatIsToldDiffersWhereTheGuestWouldNotice) {
+  const std::string told = what_is_told(*parse_more({}));
+  EXPECT_EQ(what_is_told(*parse_more({"--thread-pool-size=3", "--timeout=7", "--syslog"})), told);
+  for (const char* option :
+       {"--cache=none", "--cache=always", "--cache=metadata", "--no-posix-lock", "--flock",
+        "--no-readdirplus", "--writeback", "--allow-mmap", "--no-announce-submounts", "--readonly",
+        "--xattr", "--posix-acl", "--security-label", "--killpriv-v2=never", "--in-order",
+        "--keep-listening", "--num-request-queues=2", "--tag=x"}) {
+    EXPECT_NE(what_is_told(*parse_more({option})), told) << option;
+  }
+}
+
 }  // namespace
 }  // namespace virtiofsd::cli
