@@ -10,7 +10,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
+#include <filesystem>
 #include <memory>
 #include <utility>
 
@@ -27,6 +29,7 @@
 #include "sandbox/sandbox.h"
 #include "state/arena.h"
 #include "state/plan.h"
+#include "sys/events.h"
 #include "sys/sockets.h"
 #include "vhost_user/session.h"
 
@@ -144,7 +147,11 @@ std::string what_must_agree(const cli::Options& options) {
   struct stat shared {};
   // Whether it is there has been looked at.
   (void)::stat(options.sandbox.shared_dir.c_str(), &shared);
-  return fmt::format("shared directory={}:{}\n", shared.st_dev, shared.st_ino) +
+  constexpr std::array<const char*, 3> kModes = {"namespace", "chroot", "none"};
+  const std::string& path = options.socket.path;
+  return fmt::format("shared directory={}:{}\nsocket-path={}\nsandbox={}\n", shared.st_dev,
+                     shared.st_ino, path.empty() ? "" : std::filesystem::absolute(path).string(),
+                     kModes[static_cast<std::size_t>(options.sandbox.mode)]) +
          cli::what_is_told(options);
 }
 
@@ -188,9 +195,9 @@ Result<int, Failure> serve(const cli::Options& options, std::uint64_t descriptor
   Device device(*file_system, dispatcher, device_settings);
 
   vhost_user::Session session = TRY(connect(start, listener, device, record));
-  if (!converse(session, record, start.pause)) {
-    device.pause();
-    WorkerStart::end_paused();
+  while (!converse(session, record, start.pause)) {
+    if (device.pause()) WorkerStart::end_paused();
+    (void)sys::drain_event(start.pause);  // not now
   }
   log::info("client disconnected, {}",
             options.socket.keep ? "waiting for the next one" : "shutting down");
@@ -232,9 +239,8 @@ int run(int argc, char** argv) {
     return run_process_tree(settings, std::move(plan), listener, [&](WorkerStart& start) {
       auto status = serve(*options, descriptor_limit, *arena, listener, start);
       if (status) return *status;
-      log::error(
-          "{}{}", status.error().text(),
-          start.after == WorkerStart::After::kWorker ? "; the guest has lost its file system" : "");
+      log::error("{}{}", status.error().text(),
+                 estate.has_client() ? "; the guest has lost its file system" : "");
       return 1;
     });
   }();

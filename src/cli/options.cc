@@ -422,10 +422,16 @@ const Row kTable[] = {
      }},
     {"translate-uid", "", 0, Shape::kValue, "RULE",
      "Other user ids in the guest than on the host: TYPE:FROM:TO:COUNT; may be repeated.",
-     [](Draft& draft, const Value& value) { return draft.options.uid_translation.add(value.text); }},
+     [](Draft& draft, const Value& value) {
+       draft.options.translations += "uid " + value.text + '\n';
+       return draft.options.uid_translation.add(value.text);
+     }},
     {"translate-gid", "", 0, Shape::kValue, "RULE",
      "The same for group ids.",
-     [](Draft& draft, const Value& value) { return draft.options.gid_translation.add(value.text); }},
+     [](Draft& draft, const Value& value) {
+       draft.options.translations += "gid " + value.text + '\n';
+       return draft.options.gid_translation.add(value.text);
+     }},
     {"debug", "", 'd', Shape::kFlag, "",
      "Log at level debug: a line for every request and reply.", set_debug},
     {"log-level", "loglevel", 0, Shape::kValue, "LEVEL",
@@ -662,6 +668,13 @@ UsageError usage_error(const std::string& text) {
   return UsageError{fmt::format("virtiofsd: {}. Try 'virtiofsd --help'.", text), 2};
 }
 
+// FNV-1a: the same in every build, and long texts differ in it as a rule.
+std::uint64_t fingerprint(std::string_view text) {
+  std::uint64_t value = 0xcbf29ce484222325U;
+  for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001b3U;
+  return value;
+}
+
 bool is_octal(char c) {
   return c >= '0' && c <= '7';
 }
@@ -752,12 +765,15 @@ std::string what_is_told(const Options& options) {
   return fmt::format(
       "cache={}\nposix-lock={}\nflock={}\nreaddirplus={}\nwriteback={}\nallow-mmap={}\n"
       "announce-submounts={}\nreadonly={}\nxattr={}\nposix-acl={}\nsecurity-label={}\n"
-      "killpriv-v2={}\nin-order={}\nkeep-listening={}\nnum-request-queues={}\ntag={}\n",
+      "killpriv-v2={}\nin-order={}\nkeep-listening={}\ninode-file-handles={}\nallow-root={}\n"
+      "xattrmap and translations={:016x}\nnum-request-queues={}\ntag={}\n",
       cache(), on(options.posix_lock), on(options.flock), on(options.readdirplus),
       on(options.writeback), on(options.allow_mmap), on(options.announce_submounts),
       on(options.sandbox.read_only), on(options.xattr), wish(options.posix_acl),
       wish(options.security_label), wish(options.killpriv_v2), on(options.in_order),
-      on(options.socket.keep), options.num_request_queues, options.tag);
+      on(options.socket.keep), on(options.sandbox.file_handles), on(options.allow_root),
+      fingerprint(options.xattr_map + '\n' + options.translations), options.num_request_queues,
+      options.tag);
 }
 
 DescriptorShares divide_descriptors(const Options& options, std::uint64_t descriptor_limit) {

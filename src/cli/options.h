@@ -64,6 +64,7 @@ struct Options {
   std::string xattr_map;  // checked; empty: none
   IdMap uid_translation;
   IdMap gid_translation;
+  std::string translations;  // the rules of both as they were given, a line each
   fuse::Wish posix_acl = fuse::Wish::kOff;
   fuse::Wish security_label = fuse::Wish::kOff;
   fuse::Wish killpriv_v2 = fuse::Wish::kAuto;

@@ -258,11 +258,29 @@ TEST(Options, TakeOverNeedsAPidAndNoSocketOfItsOwn) {
 TEST(Options, WhatIsToldDiffersWhereTheGuestWouldNotice) {
   const std::string told = what_is_told(*parse_more({}));
   EXPECT_EQ(what_is_told(*parse_more({"--thread-pool-size=3", "--timeout=7", "--syslog"})), told);
-  for (const char* option :
-       {"--cache=none", "--cache=always", "--cache=metadata", "--no-posix-lock", "--flock",
-        "--no-readdirplus", "--writeback", "--allow-mmap", "--no-announce-submounts", "--readonly",
-        "--xattr", "--posix-acl", "--security-label", "--killpriv-v2=never", "--in-order",
-        "--keep-listening", "--num-request-queues=2", "--tag=x"}) {
+  for (const char* option : {"--cache=none",
+                             "--cache=always",
+                             "--cache=metadata",
+                             "--no-posix-lock",
+                             "--flock",
+                             "--no-readdirplus",
+                             "--writeback",
+                             "--allow-mmap",
+                             "--no-announce-submounts",
+                             "--readonly",
+                             "--xattr",
+                             "--posix-acl",
+                             "--security-label",
+                             "--killpriv-v2=never",
+                             "--in-order",
+                             "--keep-listening",
+                             "--num-request-queues=2",
+                             "--tag=x",
+                             "--inode-file-handles=prefer",
+                             "--allow-root",
+                             "--xattrmap=:map::user.x.:",
+                             "--translate-uid=map:0:1000:5",
+                             "--translate-gid=map:0:1000:5"}) {
     EXPECT_NE(what_is_told(*parse_more({option})), told) << option;
   }
 }

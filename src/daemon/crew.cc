@@ -229,6 +229,11 @@ Crew::~Crew() {
   for (const pthread_t thread : threads) ::pthread_join(thread, nullptr);
 }
 
+std::uint32_t Crew::waiting_for_locks() const {
+  Lock lock(mutex_);
+  return waiting_for_locks_;
+}
+
 std::uint32_t Crew::threads() const {
   Lock lock(mutex_);
   return static_cast<std::uint32_t>(threads_.size());

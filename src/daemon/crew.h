@@ -71,6 +71,8 @@ class Crew {
   void nudge();
 
   std::uint32_t threads() const;
+  // Requests that wait for locks, for as long as others hold them.
+  std::uint32_t waiting_for_locks() const;
 
   // For the watchdog, any thread: what the leader is doing. The same value
   // twice in a row, and `is_serving` of it, means stuck in one request.

@@ -430,10 +430,31 @@ Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
   return all;
 }
 
-void Device::pause() {
-  constexpr auto kTimeToAnswer = std::chrono::milliseconds(100);
+bool Device::pause() {
+  using std::chrono::milliseconds;
+  constexpr milliseconds kTimeToAnswer{100};
   const auto deadline = std::chrono::steady_clock::now() + kTimeToAnswer;
-  for (const auto& ring : rings_) ring->queue.pause(deadline);
+  std::vector<Ring*> paused;
+  for (const auto& ring : rings_) {
+    if (!ring->crew || !ring->crew->running()) continue;
+    ring->queue.set_enabled(false);
+    paused.push_back(ring.get());
+  }
+  const auto is_at_rest = [&](Ring* ring) {
+    // A wait for a lock may begin or end meanwhile.
+    for (auto now = std::chrono::steady_clock::now(); now < deadline;
+         now = std::chrono::steady_clock::now()) {
+      const auto soon = std::min(deadline, now + milliseconds(5));
+      if (ring->queue.await_in_flight(ring->crew->waiting_for_locks(), soon)) return true;
+    }
+    return false;
+  };
+  if (std::ranges::all_of(paused, is_at_rest)) return true;
+  for (Ring* ring : paused) {
+    ring->queue.set_enabled(true);
+    ring->crew->nudge();
+  }
+  return false;
 }
 
 Result<> Device::resume_memory() {

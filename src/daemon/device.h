@@ -58,9 +58,10 @@ class Device final : public vhost_user::Backend {
   // All that can fail without a trace comes first, in prepare_to_take_over.
   Result<void, Failure> prepare_to_take_over();
   Result<TakenOver, Failure> take_over(bool blame);
-  // For another process to go on: no queue takes another request. Waits a moment for those that are
-  // being served; what hasn't been answered when it returns is the other's to serve again.
-  void pause();
+  // For another process to go on: no queue takes another request, and those that are being served
+  // are answered, but for those that wait for locks. False when that takes too long: then all goes
+  // on here.
+  bool pause();
 
   // Stops every queue and forgets the guest: the VMM is gone or asks for a reset.
   void shut_down();

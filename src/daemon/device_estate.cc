@@ -48,7 +48,12 @@ DeviceEstate::DeviceEstate(std::shared_ptr<Arena> arena, std::span<const Section
 
 void DeviceEstate::begin() {
   DeviceJournal::begin(*arena_);
+  note_told();
+}
+
+void DeviceEstate::note_told() {
   auto& told = record().told;
+  told.fill('\0');
   std::copy_n(told_.begin(), std::min(told_.size(), told.size() - 1), told.begin());
 }
 
@@ -93,8 +98,11 @@ Result<void, Failure> DeviceEstate::consider(UniqueFd memory) {
   const std::vector<std::string> differ =
       missing_in(text_of(record()), text_of(session_record(**other)));
   if (!differ.empty()) {
-    return Failure{fmt::format("to take over, this must be as the running virtiofsd has it: {}",
-                               fmt::join(differ, ", "))};
+    std::string text = fmt::format("{}", fmt::join(differ, ", "));
+    std::ranges::replace_if(
+        text, [](char c) { return (c >= '\0' && c < ' ') || c == '\x7f'; }, '?');
+    return Failure{
+        fmt::format("to take over, this must be as the running virtiofsd has it: {}", text)};
   }
   other_ = std::move(*other);
   return {};
@@ -110,6 +118,7 @@ Result<void, Failure> DeviceEstate::adopt(std::unordered_map<int, UniqueFd> desc
   };
   file_system_.renumber_descriptors(*arena_, number_of);
   DeviceJournal::renumber_descriptors(*arena_, number_of);
+  note_told();  // ours may say more
   // Until its worker is ready there is none that another one could succeed.
   record().conversation = SessionRecord::kNone;
   return {};

@@ -42,6 +42,7 @@ class DeviceEstate final : public Estate {
  private:
   SessionRecord& record() const;
   void begin();
+  void note_told();
 
   std::shared_ptr<Arena> arena_;
   std::vector<SectionPlan> plan_;

@@ -3,13 +3,19 @@
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <signal.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstddef>
+#include <cstdlib>
+#include <filesystem>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -48,8 +54,37 @@ constexpr seconds kForAWord{5};
 // A worker may take some time to stop, and a new one to look at millions of inodes.
 constexpr seconds kForWork{60};
 
-std::string address_of(pid_t launcher) {
-  return fmt::format("virtiofsd/{}", launcher);
+Result<std::string, Failure> directory_of_doors() {
+  if (::geteuid() == 0) return std::string{"/run/virtiofsd-take-over"};
+  const char* runtime = std::getenv("XDG_RUNTIME_DIR");
+  if (runtime == nullptr || *runtime == '\0') return Failure{"XDG_RUNTIME_DIR isn't set"};
+  return fmt::format("{}/virtiofsd-take-over", runtime);
+}
+
+std::string door_of(const std::string& directory, pid_t launcher) {
+  return fmt::format("{}/{}", directory, launcher);
+}
+
+// The doors of those who had no time to remove theirs.
+void remove_dead_doors(const std::string& directory) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    pid_t pid = 0;
+    const auto [stop, problem] = std::from_chars(name.data(), name.data() + name.size(), pid);
+    if (problem != std::errc{} || stop != name.data() + name.size() || pid <= 0) continue;
+    if (::kill(pid, 0) == 0 || errno != ESRCH) continue;
+    // A pid of another namespace may live there.
+    const auto probe = sys::connect_for_packets(entry->path().native());
+    if (!probe && probe.error() == Errno{ECONNREFUSED}) ::unlink(entry->path().c_str());
+  }
+}
+
+// What another process says may end up in a log on a terminal.
+void make_printable(std::span<char> text) {
+  std::ranges::replace_if(
+      text, [](char c) { return c != '\0' && (c < ' ' || c == '\x7f'); }, '?');
 }
 
 Result<> say(FdRef socket, const Message& message, std::span<const FdRef> fds = {}) {
@@ -70,6 +105,7 @@ Result<Message> hear(FdRef socket, seconds patience, std::vector<UniqueFd>& fds)
   if (size != sizeof(message) || message.version != Message::kVersion) return Errno{EPROTO};
   message.count = std::min<std::uint32_t>(message.count, message.numbers.size());
   message.why.back() = '\0';
+  make_printable(message.why);
   return message;
 }
 
@@ -83,8 +119,35 @@ Result<void, Failure> expect(FdRef socket, Word word, seconds patience) {
 
 }  // namespace
 
-Result<UniqueFd> open_door() {
-  return sys::listen_abstract(address_of(::getpid()));
+Result<Door, Failure> Door::open() {
+  const std::string directory = TRY(directory_of_doors());
+  Door door;
+  door.path_ = door_of(directory, ::getpid());
+  // Another one may remove the directory meanwhile, as empty.
+  for (int tries = 0; tries < 10; ++tries) {
+    if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST)
+      return Failure{fmt::format("can't make \"{}\"", directory), Errno::last()};
+    struct stat made {};
+    if (::lstat(directory.c_str(), &made) != 0) continue;
+    if (!S_ISDIR(made.st_mode) || made.st_uid != ::geteuid() || (made.st_mode & 077) != 0)
+      return Failure{fmt::format("\"{}\" is not a directory for this user only", directory)};
+    remove_dead_doors(directory);
+    ::unlink(door.path_.c_str());  // a namesake's, who is gone
+    auto socket = sys::listen_for_packets(door.path_);
+    if (socket) {
+      door.socket = std::move(*socket);
+      return door;
+    }
+    if (socket.error() != Errno{ENOENT})
+      return Failure{fmt::format("can't listen on \"{}\"", door.path_), socket.error()};
+  }
+  return Failure{fmt::format("\"{}\" doesn't stay", directory)};
+}
+
+void Door::remove() {
+  if (path_.empty()) return;
+  ::unlink(path_.c_str());
+  ::rmdir(path_.substr(0, path_.rfind('/')).c_str());  // the last one does
 }
 
 // ---- the old tree's end --------------------------------------------------------------
@@ -92,11 +155,7 @@ Result<UniqueFd> open_door() {
 Result<Heir, Failure> Heir::meet(FdRef door) {
   auto socket = sys::accept(door);
   if (!socket) return Failure{"can't accept a connection", socket.error()};
-  const auto peer = sys::peer_of(*socket);
-  if (!peer || peer->uid != ::geteuid()) {
-    return Failure{"a process of another user wanted to take this device over"};
-  }
-  // It says so at once; meanwhile nobody looks after the worker.
+  // It says so as soon as it is connected; meanwhile nobody looks after the worker.
   TRY(expect(*socket, Word::kHello, seconds(1)));
   return Heir{std::move(*socket)};
 }
@@ -111,6 +170,10 @@ Result<void, Failure> Heir::offer(FdRef arena, FdRef root, FdRef mount_namespace
   const std::array fds{arena, root, mount_namespace};
   if (const auto said = say(socket_, Message{.word = Word::kOffer}, fds); !said)
     return Failure{"can't show the state", said.error()};
+  return {};
+}
+
+Result<void, Failure> Heir::hear_wish() {
   return expect(socket_, Word::kGive, kForAWord);
 }
 
@@ -133,18 +196,24 @@ Result<void, Failure> Heir::give(std::span<const int> descriptors) {
   return expect(socket_, Word::kTaken, kForWork);
 }
 
-void Heir::let_go() {
-  (void)say(socket_, Word::kYours);
+Result<void, Failure> Heir::let_go() {
+  if (const auto said = say(socket_, Word::kYours); !said)
+    return Failure{"the new process is gone", said.error()};
+  return {};
 }
 
 // ---- the new tree's end --------------------------------------------------------------
 
 Result<Predecessor, Failure> Predecessor::find(pid_t launcher) {
-  auto socket = sys::connect_abstract(address_of(launcher));
+  const auto directory = directory_of_doors();
+  if (!directory)
+    return Failure{fmt::format("--take-over={}: {}", launcher, directory.error().text())};
+  const std::string door = door_of(*directory, launcher);
+  auto socket = sys::connect_for_packets(door);
   if (!socket) {
-    return Failure{fmt::format("--take-over={}: there is no virtiofsd of that pid here that could "
-                               "be taken over",
-                               launcher),
+    return Failure{fmt::format("--take-over={}: no virtiofsd of that pid and of this user can be "
+                               "taken over: \"{}\"",
+                               launcher, door),
                    socket.error()};
   }
   const auto peer = sys::peer_of(*socket);
@@ -160,7 +229,13 @@ Result<Predecessor, Failure> Predecessor::find(pid_t launcher) {
   if (!process) {
     return Failure{fmt::format("--take-over={}: can't wait for its end", launcher), Errno::last()};
   }
+  (void)say(*socket, Word::kHello);  // what comes of it is heard
   return Predecessor{std::move(*socket), std::move(process)};
+}
+
+void Predecessor::close() {
+  socket_.reset();
+  process_.reset();
 }
 
 Result<Message, Failure> Predecessor::hear(seconds patience, std::vector<UniqueFd>& fds) {
@@ -179,7 +254,6 @@ Result<Message, Failure> Predecessor::hear(seconds patience, std::vector<UniqueF
 
 Result<Offered, Failure> Predecessor::ask() {
   std::vector<UniqueFd> fds;
-  (void)say(socket_, Word::kHello);  // what comes of it is heard
   const Message message = TRY(hear(kForAWord, fds));
   if (message.word != Word::kOffer || fds.size() != 3)
     return Failure{"the running virtiofsd says something else than it should"};
@@ -205,14 +279,18 @@ Result<std::unordered_map<int, UniqueFd>, Failure> Predecessor::take() {
 Result<void, Failure> Predecessor::finish() {
   std::vector<UniqueFd> fds;
   (void)say(socket_, Word::kTaken);
-  const Message message = TRY(hear(kForAWord, fds));
+  const Message message = TRY(hear(kForWork, fds));
   if (message.word != Word::kYours)
     return Failure{"the running virtiofsd says something else than it should"};
   return {};
 }
 
-Result<> Predecessor::wait_for_end(Clock::time_point deadline) const {
-  return sys::wait_until(process_, POLLIN, deadline);
+Result<> Predecessor::see_off() const {
+  constexpr seconds kToEnd{1};
+  const auto gone = sys::wait_until(process_, POLLIN, Clock::now() + kToEnd);
+  if (gone || gone.error() != Errno{ETIMEDOUT}) return gone ? Result<>{} : gone.error();
+  ::syscall(SYS_pidfd_send_signal, process_.number(), SIGKILL, nullptr, 0);
+  return sys::wait_until(process_, POLLIN, Clock::now() + kToEnd);
 }
 
 }  // namespace virtiofsd::handover

@@ -1,33 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
 // How a process tree hands a running device over to another one, of a newer program: the VMM keeps
-// its connection, the guest its files. What is said, over a sequenced-packet socket at an abstract
-// address with the old launcher's pid in it:
+// its connection, the guest its files. What is said, over a sequenced-packet socket in a directory
+// that is open to their user only, with the old launcher's pid for a name:
 //
 //   the new tree                              the old tree (supervisor)
-//   "hello"                               →
+//   "hello" (launcher)                    →
 //                                         ←   "offer", with the arena, the shared directory and
 //                                             its mount namespace; or "no", and why not
 //   looks whether that suits it: "give"   →   stops its worker, between two messages
 //                                         ←   "some": descriptors, with their numbers
 //   "go on"                               →   ... until it has given all: "all"
 //   copies the arena, starts a worker
-//   "taken"                               →   will never go on by itself from here
+//   "taken" (launcher)                    →   will never go on by itself from here
 //                                         ←   "yours", and ends
 //
 // Until "taken" the old tree goes on by itself, with another worker, when the new one goes away or
 // is silent for too long. The arena is copied, so that nothing the new one does to it is in its
 // way.
 //
-// Only processes of one user do this with each other. What comes is believed no more than what a
-// worker that died left behind: it says who holds which descriptor, and each is looked at.
+// Who can come to that socket could have all that is handed over anyway. (A name known to the whole
+// network namespace would let in whoever has the same user id in another container.) What comes is
+// believed no more than what a worker that died left behind: it says who holds which descriptor,
+// and each is looked at.
 #pragma once
 
 #include <sys/types.h>
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -48,9 +52,19 @@ struct Offered {
   UniqueFd mount_namespace;
 };
 
-// Where a new tree may come to this process. Launcher. Errors of bind: EADDRINUSE in a network
-// namespace that is shared with a namesake of another pid namespace.
-Result<UniqueFd> open_door();
+// Where a new tree may come. Launcher, which removes it in the end; the socket is the supervisor's.
+class Door {
+ public:
+  // This process's: /run/virtiofsd-take-over/PID for root, else in $XDG_RUNTIME_DIR. A failure says
+  // why this process can't be taken over later.
+  static Result<Door, Failure> open();
+  void remove();
+
+  UniqueFd socket;
+
+ private:
+  std::string path_;
+};
 
 // The old tree's end. Supervisor.
 class Heir {
@@ -59,13 +73,16 @@ class Heir {
   // than worth a line in the log.
   static Result<Heir, Failure> meet(FdRef door);
 
+  // Readable when there is something to hear.
+  FdRef fd() const { return socket_; }
   void refuse(std::string_view why);
-  // Returns when it wants to go on from there.
   Result<void, Failure> offer(FdRef arena, FdRef root, FdRef mount_namespace);
+  // Whether it wants to go on from there. Waits for its word.
+  Result<void, Failure> hear_wish();
   // Returns when it has taken everything over.
   Result<void, Failure> give(std::span<const int> descriptors);
-  // Then: nothing that was given is used here any more.
-  void let_go();
+  // Then: nothing that was given is used here any more. A failure: it is gone, so it is.
+  Result<void, Failure> let_go();
 
  private:
   explicit Heir(UniqueFd socket) : socket_(std::move(socket)) {}
@@ -75,7 +92,8 @@ class Heir {
 // The new tree's end.
 class Predecessor {
  public:
-  // The tree of that launcher. A failure says what to do about it. New launcher.
+  // The tree of that launcher, which knows from now on. A failure says what to do about it. New
+  // launcher.
   static Result<Predecessor, Failure> find(pid_t launcher);
 
   // What it has, and goes on using until take(). New supervisor, as take().
@@ -84,11 +102,13 @@ class Predecessor {
   Result<std::unordered_map<int, UniqueFd>, Failure> take();
   // The successor goes on from here. After a failure the predecessor may as well. Launcher.
   Result<void, Failure> finish();
-  // Waits until it is gone, and its files with it. ETIMEDOUT.
-  Result<> wait_for_end(std::chrono::steady_clock::time_point deadline) const;
+  // Waits until its launcher is gone, and ends it after a second. ETIMEDOUT: it hangs in the
+  // kernel.
+  Result<> see_off() const;
 
-  // The supervisor's copy: the launcher's is the one that counts.
-  void close() { socket_.reset(); }
+  // The supervisor's copy, when it has everything: the launcher's is the one that counts.
+  void close();
+  std::array<int, 2> descriptors() const { return {socket_.number(), process_.number()}; }
 
  private:
   Predecessor(UniqueFd socket, UniqueFd process)

@@ -64,6 +64,7 @@ class ProcessTree {
   Result<int, Failure> launch_and_wait();
   Result<void, Failure> open_for_clients(FdRef channel);
   Result<void, Failure> take_over();
+  void see_predecessor_off();
   int wait_for_supervisor(FdRef signals, UniqueFd channel, pid_t supervisor);
   [[noreturn]] void supervise(FdRef signals, FdRef channel);
 
@@ -72,9 +73,10 @@ class ProcessTree {
   Listener& listener_;
   const std::function<int(WorkerStart&)>& worker_;
   UniqueFd caller_;
-  UniqueFd null_;  // valid: the terminal is to be left
-  UniqueFd door_;  // where another tree comes to take over
+  UniqueFd null_;                       // valid: the terminal is to be left
+  std::optional<handover::Door> door_;  // where another tree comes to take over
   std::optional<handover::Predecessor> predecessor_;
+  bool is_open_ = false;
 };
 
 // In the sandbox's supervisor; never returns.
@@ -82,7 +84,10 @@ void ProcessTree::supervise(FdRef signals, FdRef channel) {
   listener_.leave_to_launcher();
   caller_.reset();
   Supervisor supervisor(settings_, *plan_,
-                        {.signals = signals, .channel = channel, .null = null_, .door = door_},
+                        {.signals = signals,
+                         .channel = channel,
+                         .null = null_,
+                         .door = door_ ? door_->socket.ref() : FdRef{}},
                         worker_);
   supervisor.run(predecessor_ ? &*predecessor_ : nullptr);
 }
@@ -91,22 +96,36 @@ void ProcessTree::supervise(FdRef signals, FdRef channel) {
 Result<void, Failure> ProcessTree::take_over() {
   // Before that one ends, or a service manager would think that the service has.
   (void)::sd_notifyf(0, "MAINPID=%d", ::getpid());
-  TRY(predecessor_->finish());
-  // From here on nothing may be in the way.
-  constexpr auto kTimeToEnd = std::chrono::seconds(5);
-  if (!predecessor_->wait_for_end(Clock::now() + kTimeToEnd))
-    log::warn("the virtiofsd before hasn't ended yet (pid {})", *settings_.take_over);
+  auto finished = predecessor_->finish();
+  if (!finished) {
+    (void)::sd_notifyf(0, "MAINPID=%d", *settings_.take_over);
+    constexpr std::uint64_t kMicroseconds = 1'000'000;
+    (void)::sd_notify_barrier(0, kMicroseconds);
+  }
+  return finished;
+}
+
+void ProcessTree::see_predecessor_off() {
+  if (const auto gone = predecessor_->see_off(); !gone) {
+    log::warn("the virtiofsd before (pid {}) hasn't ended yet: {}", *settings_.take_over,
+              gone.error().text());
+  }
   predecessor_.reset();
   if (const auto taken = listener_.take_over(); !taken) log::warn("{}", taken.error().text());
-  return {};
 }
 
 Result<void, Failure> ProcessTree::open_for_clients(FdRef channel) {
+  if (is_open_) {
+    // The worker that said so before has died since.
+    (void)send_byte(channel, kListening);
+    return {};
+  }
   if (predecessor_) {
     TRY(take_over());
   } else {
     TRY(listener_.open());
   }
+  is_open_ = true;
   // The launcher needs no more than to remove two files, wherever they are.
   constexpr std::uint64_t kRemoving =
       (std::uint64_t{1} << CAP_DAC_OVERRIDE) | (std::uint64_t{1} << CAP_FOWNER);
@@ -119,6 +138,7 @@ Result<void, Failure> ProcessTree::open_for_clients(FdRef channel) {
   ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
   // Somebody who is gone already has said why, or the supervisor will.
   if (!send_byte(channel, kListening)) return {};
+  if (predecessor_) see_predecessor_off();
   // Not running under systemd is no error.
   (void)::sd_notifyf(1, "READY=1\nSTATUS=%s\nMAINPID=%d",
                      settings_.take_over ? "Serving" : "Waiting for the VMM", ::getpid());
@@ -176,11 +196,12 @@ Result<int, Failure> ProcessTree::launch_and_wait() {
     predecessor_ = TRY(handover::Predecessor::find(*settings_.take_over));
   }
   if (settings_.estate != nullptr) {
-    auto door = handover::open_door();
+    auto door = handover::Door::open();
     if (door) {
       door_ = std::move(*door);
     } else {
-      log::debug("this process can't be taken over by another one: {}", door.error().text());
+      log::info("another virtiofsd won't be able to take over from this one: {}",
+                door.error().text());
     }
   }
   auto signals = watch_signals();
@@ -209,7 +230,7 @@ Result<int, Failure> ProcessTree::launch_and_wait() {
     supervise(*signals, inner);
   }
   inner.reset();
-  door_.reset();
+  if (door_) door_->socket.reset();
   if (plan_->needs_id_maps()) {
     if (auto mapped = plan_->map_ids(*child); !mapped) {
       channel.reset();  // it waits for a byte, and ends without
@@ -227,6 +248,7 @@ Result<int, Failure> ProcessTree::launch_and_wait() {
 int ProcessTree::launch() {
   auto status = launch_and_wait();
   if (!status) log::error("{}", status.error().text());
+  if (door_) door_->remove();
   // What another tree took over is its own to remove.
   const bool handed_over = status && *status == kHandedOver;
   if (!handed_over) listener_.remove();

@@ -44,6 +44,7 @@ struct Shared {
   std::atomic<int> left{-1};
   std::atomic<bool> has_client{true};
   std::atomic<int> begun_again{0};
+  std::atomic<bool> serves{false};
 };
 
 class SupervisorTest : public testing::TestWithParam<sandbox::Mode> {
@@ -183,7 +184,7 @@ class TestEstate : public Estate {
  public:
   explicit TestEstate(Shared* shared) : shared_(shared), memory_(::memfd_create("state", 0)) {}
 
-  bool has_client() const override { return shared_->has_client; }
+  bool has_client() const override { return shared_->has_client && (!serves || shared_->serves); }
   const char* against_succession() const override { return against; }
   std::vector<int> inherits() const override {
     if (shared_->begun_again > 0) return {};
@@ -206,6 +207,7 @@ class TestEstate : public Estate {
   const char* against = nullptr;
   std::vector<int> descriptors;
   bool refuses = false;
+  bool serves = false;  // only once Shared::serves
 
  private:
   Shared* shared_;
@@ -363,6 +365,43 @@ TEST_P(SupervisorTest, AnotherTreeTakesOver) {
   EXPECT_EQ(wait_for(next), 42);
   EXPECT_EQ(wait(), 0);
   EXPECT_TRUE(nothing_left_behind());
+}
+
+TEST_P(SupervisorTest, ATreeThatTakesOverMayNeedMoreThanOneWorkerForIt) {
+  TestEstate estate(shared_);
+  start([this](WorkerStart& begin) { return serve_until_paused(shared_, begin); }, &estate);
+  wait_for_life(shared_, 1);
+  TestEstate next_estate(shared_);
+  next_estate.serves = true;
+  const pid_t next = start_tree(
+      [this](WorkerStart& begin) {
+        const int life = ++shared_->lives;
+        if (begin.after != (life < 5 ? WorkerStart::After::kTree : WorkerStart::After::kWorker))
+          return 3;
+        if (life == 2) ::kill(::getpid(), SIGKILL);  // the other tree could still go on
+        if (life < 5 && !begin.ready()) return 4;
+        if (life == 3) ::kill(::getpid(), SIGKILL);  // it couldn't, but nobody serves yet
+        shared_->serves = true;
+        if (life == 4) ::kill(::getpid(), SIGKILL);
+        char text[4] = {};
+        if (::pread(shared_->kept, text, 4, 0) != 4 || std::string_view{text, 4} != "here")
+          return 5;
+        return 42;
+      },
+      {.daemonize = false, .estate = &next_estate, .take_over = tree_});
+  EXPECT_EQ(wait_for(next), 42);
+  EXPECT_EQ(shared_->lives, 5);
+  EXPECT_EQ(wait(), 0);
+  EXPECT_TRUE(nothing_left_behind());
+}
+
+TEST_P(SupervisorTest, AWorkersExitStatusMeansNothingElse) {
+  for (const int status : {80, 81}) {
+    TestEstate estate(shared_);
+    start([status](WorkerStart& begin) { return begin.ready() ? status : 100; }, &estate);
+    EXPECT_EQ(wait(), 1);
+    EXPECT_TRUE(nothing_left_behind());
+  }
 }
 
 TEST_P(SupervisorTest, ATreeThatCantTakeOverLeavesTheOtherAsItIs) {

@@ -19,8 +19,11 @@
 namespace virtiofsd {
 namespace {
 
-// A worker that is asked to comes to rest at once, but for a message of the VMM's that takes long.
+// A worker that is asked to comes to rest at once, but for a message of the VMM's or a request that
+// takes long.
 constexpr auto kTimeToRest = std::chrono::seconds(2);
+// To build a sandbox, and to find that all is as it should be.
+constexpr auto kTimeToLook = std::chrono::seconds(30);
 
 [[noreturn]] void fail(const Failure& failure) {
   log::error("{}", failure.text());
@@ -128,20 +131,21 @@ void Supervisor::run(handover::Predecessor* predecessor) {
   start_worker(predecessor != nullptr ? WorkerStart::After::kTree : WorkerStart::After::kNobody);
   for (;;) {
     if (const auto status = reap(worker_)) worker_ended(*status);
-    const bool is_met = heir_.has_value();
-    const Events events = wait_for_events(inherited_.signals, inherited_.channel, 0,
-                                          is_met ? FdRef{} : inherited_.door,
-                                          is_met ? std::optional(heir_deadline_) : std::nullopt);
+    FdRef visitor = inherited_.door;
+    if (heir_) visitor = heir_waits_ ? FdRef{} : heir_->fd();
+    const Events events = wait_for_events(inherited_.signals, inherited_.channel, 0, visitor,
+                                          heir_ ? std::optional(heir_deadline_) : std::nullopt);
     if (events.channel) {
       inherited_.channel = FdRef{};  // the launcher is gone
       ::kill(worker_, SIGKILL);
     }
     if (events.stop || events.channel) stop();
-    if (events.door && !stopping_) meet_heir();
+    if (events.door && !stopping_) heir_ ? hear_heir() : meet_heir();
     if (heir_ && Clock::now() >= heir_deadline_) {
       (void)pause_->drain();
-      heir_->refuse("it didn't come to rest in time");
-      heir_.reset();
+      refuse_heir(heir_waits_
+                      ? "something takes long, a request or a message of the VMM; try again later"
+                      : "it didn't say in time that it wants to take over");
     }
   }
 }
@@ -156,18 +160,21 @@ void Supervisor::stop() {
 
 void Supervisor::start_worker(WorkerStart::After after, bool blames) {
   (void)pause_->drain();
-  const pid_t self = ::getpid();
-  const auto worker = clone_process(CLONE_FILES);
-  if (!worker) fail(Failure{"can't start the worker process", worker.error()});
-  worker_ = *worker;
-  if (worker_ != 0) return;
-  if (after == WorkerStart::After::kWorker || after == WorkerStart::After::kClient) {
+  may_rest_ = false;
+  after_ = after;
+  if (after != WorkerStart::After::kNobody) {
+    // Here, where nobody else opens or closes anything.
     std::vector<int> keep = settings_.estate->inherits();
     if (is_named_twice(keep))
       fail(Failure{"what the worker left behind is damaged; the guest has lost its file system"});
     keep.insert(keep.end(), from_before_.begin(), from_before_.end());
     close_all_but(std::move(keep));
   }
+  const pid_t self = ::getpid();
+  const auto worker = clone_process(CLONE_FILES);
+  if (!worker) fail(Failure{"can't start the worker process", worker.error()});
+  worker_ = *worker;
+  if (worker_ != 0) return;
   WorkerStart start(inherited_.channel, inherited_.null);
   start.after = after;
   start.blames = blames;
@@ -177,37 +184,44 @@ void Supervisor::start_worker(WorkerStart::After after, bool blames) {
 
 // Starts the next one, or ends with the worker.
 void Supervisor::worker_ended(int status) {
-  const bool paused = WIFEXITED(status) && WEXITSTATUS(status) == kPaused;
+  using After = WorkerStart::After;
+  const bool paused = may_rest_ && WIFEXITED(status) && WEXITSTATUS(status) == kPaused;
   const int signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
   const bool died = signal != 0 && !is_stop_request(signal);
   if (!stopping_ && (paused || died) && settings_.estate != nullptr) {
-    const char* const against = settings_.estate->against_succession();
+    // Until a worker has begun to serve, the other tree may go on: the next one has to take over.
+    const bool has_taken_over = after_ != After::kTree || settings_.estate->has_client();
+    const char* const against = has_taken_over ? settings_.estate->against_succession() : nullptr;
     if (against != nullptr) {
-      if (heir_) heir_->refuse(against);
-      if (paused) log::error("the worker can't be succeeded: {}", against);
-      const int result = judge("worker", paused ? 1 : status, false, against);
+      if (heir_) refuse_heir(against);
+      (void)judge("worker", status, false, against);
       log::flush();
-      ::_exit(paused ? 1 : result);
+      ::_exit(1);
     }
-    // One of both kinds of end isn't the worker's doing; the other may be repeated by the next.
-    const bool may_go_on = paused || deaths_.may_be_succeeded(signal, Clock::now());
-    if (died && may_go_on)
-      log::error("the worker was ended by {}; another one takes over", describe_signal(signal));
-    if (may_go_on) {
-      if (heir_) hand_over();
+    if (paused) {
+      // It may have taken so long that the one who waited has been sent away.
+      if (heir_ && heir_waits_) hand_over();
+      if (heir_) refuse_heir("the worker is another one now; try again");
       log::flush();
-      return start_worker(WorkerStart::After::kWorker, /*blames=*/died && signal != SIGKILL);
+      return start_worker(After::kWorker);
+    }
+    if (heir_) refuse_heir("its worker died just now; try again");
+    if (deaths_.may_be_succeeded(signal, Clock::now())) {
+      log::error("the worker was ended by {}; another one takes over", describe_signal(signal));
+      log::flush();
+      return start_worker(has_taken_over ? After::kWorker : After::kTree, signal != SIGKILL);
     }
     log::error("workers die too often to go on");
   }
   const bool is_next_client = WIFEXITED(status) && WEXITSTATUS(status) == 0 && !stopping_;
   if (is_next_client && settings_.keep_listening) {
-    if (heir_) heir_->refuse("its VMM has left");
-    heir_.reset();
+    if (heir_) refuse_heir("its VMM has left");
     settings_.estate->begin_again();
-    return start_worker(WorkerStart::After::kClient);
+    return start_worker(After::kClient);
   }
-  const int result = paused && stopping_ ? 0 : judge("worker", status, stopping_);
+  int result = judge("worker", status, stopping_);
+  // Those mean something else to whoever looks at this process.
+  if (result == kPaused || result == kHandedOver) result = stopping_ ? 0 : 1;
   log::flush();
   ::_exit(result);
 }
@@ -218,29 +232,46 @@ void Supervisor::meet_heir() {
   auto heir = handover::Heir::meet(inherited_.door);
   if (!heir) return log::warn("not handed over: {}", heir.error().text());
   if (settings_.estate == nullptr || !settings_.estate->has_client())
-    return heir->refuse("no VMM is connected to it; end it and start the new one");
+    return heir->refuse("it serves no VMM now; if it waits for one, end it and start the new one");
   // In good time before the worker stops, so that a program which can't go on doesn't delay it.
   if (auto offered = heir->offer(settings_.estate->memory(), plan_.root(), plan_.mount_namespace());
       !offered)
     return log::warn("not handed over: {}", offered.error().text());
   heir_ = std::move(*heir);
+  heir_waits_ = false;
+  heir_deadline_ = Clock::now() + kTimeToLook;
+}
+
+// It has looked at what there is.
+void Supervisor::hear_heir() {
+  if (auto wish = heir_->hear_wish(); !wish) {
+    log::warn("not handed over: {}", wish.error().text());
+    return heir_.reset();
+  }
   heir_deadline_ = Clock::now() + kTimeToRest;
+  heir_waits_ = true;
+  may_rest_ = true;
   pause_->signal();
+}
+
+void Supervisor::refuse_heir(const char* why) {
+  log::warn("not handed over: {}", why);
+  heir_->refuse(why);
+  heir_.reset();
 }
 
 // Ends the process; returns when the heir has failed, and the device is still ours.
 void Supervisor::hand_over() {
   std::vector<int> descriptors = settings_.estate->inherits();
-  if (is_named_twice(descriptors)) {
-    heir_->refuse("what the worker left behind is damaged");
-  } else if (const auto given = heir_->give(descriptors)) {
+  if (is_named_twice(descriptors)) return refuse_heir("what the worker left behind is damaged");
+  auto gone = heir_->give(descriptors);
+  if (gone) gone = heir_->let_go();
+  if (gone) {
     log::info("handed over to a new process");
     log::flush();
-    heir_->let_go();
     ::_exit(kHandedOver);
-  } else {
-    log::error("not handed over: {}; another worker goes on", given.error().text());
   }
+  log::error("not handed over: {}; another worker goes on", gone.error().text());
   heir_.reset();
 }
 
@@ -248,6 +279,11 @@ Result<void, Failure> Supervisor::take_over_from(handover::Predecessor& predeces
   handover::Offered offered = TRY(predecessor.ask());
   TRY(settings_.estate->consider(std::move(offered.arena)));
   TRY(plan_.adopt(std::move(offered.root), std::move(offered.mount_namespace)));
+  // What was closed with that isn't from before any more; those of the records never were.
+  const auto goes = predecessor.descriptors();
+  std::erase_if(from_before_, [&](int fd) {
+    return ::fcntl(fd, F_GETFD) < 0 || std::ranges::find(goes, fd) != goes.end();
+  });
   from_before_.push_back(plan_.root().number());
   from_before_.push_back(plan_.mount_namespace().number());
   auto descriptors = TRY(predecessor.take());

@@ -73,6 +73,8 @@ class Supervisor {
   void worker_ended(int status);
   void stop();
   void meet_heir();
+  void hear_heir();
+  void refuse_heir(const char* why);
   void hand_over();
 
   const ProcessTreeSettings& settings_;
@@ -82,10 +84,13 @@ class Supervisor {
   std::optional<sys::EventFd> pause_;
   std::vector<int> from_before_;  // the descriptors that are no worker's
   pid_t worker_ = -1;
+  WorkerStart::After after_ = WorkerStart::After::kNobody;  // as that one was started
   bool stopping_ = false;
   Deaths deaths_;
-  // Who waits for the worker to come to rest, and how long.
+  // Who looks at what there is, or waits for the worker to come to rest; and how long.
   std::optional<handover::Heir> heir_;
+  bool heir_waits_ = false;
+  bool may_rest_ = false;  // the worker has been told to at some time
   Clock::time_point heir_deadline_;
 };
 

@@ -17,6 +17,8 @@ constexpr std::uint64_t kMagic = 0x616e657261736676;  // "vfsarena"
 // One more whenever a record means something else: programs of two versions may meet at an arena.
 constexpr std::uint32_t kVersion = 2;
 constexpr std::size_t kPage = 4096;
+// The size is a promise to whoever maps it.
+constexpr int kSealed = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 constexpr std::size_t kMaxSections = 16;
 
 struct SectionEntry {
@@ -87,8 +89,7 @@ Result<std::shared_ptr<Arena>> Arena::create(std::span<const SectionPlan> plan) 
   UniqueFd fd{::memfd_create("virtiofsd-state", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
   if (!fd) return Errno::last();
   if (::ftruncate(fd.number(), static_cast<off_t>(size)) != 0) return Errno::last();
-  // The size is a promise to whoever maps it later.
-  if (::fcntl(fd.number(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+  if (::fcntl(fd.number(), F_ADD_SEALS, kSealed) != 0) {
     return Errno::last();
   }
   std::byte* base = TRY(map(fd, size));
@@ -101,7 +102,7 @@ Result<std::shared_ptr<Arena>> Arena::attach(UniqueFd fd, std::span<const Sectio
   struct stat st {};
   if (::fstat(fd.number(), &st) != 0) return Errno::last();
   const int seals = ::fcntl(fd.number(), F_GET_SEALS);
-  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) return Errno{EINVAL};
+  if (seals < 0 || (seals & kSealed) != kSealed) return Errno{EINVAL};
   if (st.st_size < 0 || static_cast<std::uint64_t>(st.st_size) != total_size(expected)) {
     return Errno{EINVAL};
   }
@@ -120,6 +121,7 @@ Result<> Arena::copy_from(const Arena& other) {
     if (data < 0) return errno == ENXIO ? Result<>{} : Errno::last();
     const off_t hole = ::lseek(other.fd_.number(), data, SEEK_HOLE);
     if (hole < 0) return Errno::last();
+    if (static_cast<std::uint64_t>(hole) > size_) return Errno{EINVAL};
     std::memcpy(base_ + data, other.base_ + data, static_cast<std::size_t>(hole - data));
     at = hole;
   }

@@ -39,7 +39,7 @@ class Arena {
   // A new arena with these sections, zero-filled.
   static Result<std::shared_ptr<Arena>> create(std::span<const SectionPlan> plan);
   // An arena that another process made. EINVAL unless its header and section
-  // table are exactly `plan`'s and the file is as long as they say.
+  // table are exactly `plan`'s and the file is, and stays, as long as they say.
   static Result<std::shared_ptr<Arena>> attach(UniqueFd fd, std::span<const SectionPlan> plan);
 
   ~Arena();

@@ -197,7 +197,7 @@ struct SessionRecord {
   std::array<Ring, kRings> ring;
   // What the VMM and the guest have been told and rely on, a line each of "name=value"; written
   // before the first worker. NUL at the end.
-  std::array<char, 512> told;
+  std::array<char, 1024> told;
 };
 
 }  // namespace virtiofsd

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include "state/slab.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -383,6 +384,17 @@ TEST(Arena, RefusesAnotherPlan) {
 TEST(Arena, RefusesAFileThatIsNotSealed) {
   UniqueFd file{::memfd_create("plain", 0)};
   EXPECT_EQ(Arena::attach(std::move(file), kPlan).error(), Errno{EINVAL});
+  // Right in all else, but it can grow.
+  const auto arena = *Arena::create(kPlan);
+  struct stat st {};
+  ASSERT_EQ(::fstat(arena->fd().number(), &st), 0);
+  UniqueFd grows{::memfd_create("grows", MFD_ALLOW_SEALING)};
+  ASSERT_EQ(::ftruncate(grows.number(), st.st_size), 0);
+  std::vector<std::byte> header(4096);
+  ASSERT_EQ(::pread(arena->fd().number(), header.data(), header.size(), 0), 4096);
+  ASSERT_EQ(::pwrite(grows.number(), header.data(), header.size(), 0), 4096);
+  ASSERT_EQ(::fcntl(grows.number(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_SEAL), 0);
+  EXPECT_EQ(Arena::attach(std::move(grows), kPlan).error(), Errno{EINVAL});
 }
 
 TEST(Blobs, GiveBackWhatWasPutIn) {

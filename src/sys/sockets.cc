@@ -36,18 +36,23 @@ Result<UnixAddress> unix_address(std::string_view path) {
   return result;
 }
 
-Result<UnixAddress> abstract_address(std::string_view name) {
-  UnixAddress result;
-  if (name.size() >= sizeof(result.address.sun_path)) return Errno{ENAMETOOLONG};
-  result.address.sun_family = AF_UNIX;
-  std::memcpy(result.address.sun_path + 1, name.data(), name.size());
-  result.size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
-  return result;
-}
-
-Result<UniqueFd> new_socket(int type = SOCK_STREAM) {
+Result<UniqueFd> new_socket(int type) {
   UniqueFd fd{::socket(AF_UNIX, type | SOCK_CLOEXEC, 0)};
   if (!fd) return Errno::last();
+  return fd;
+}
+
+Result<UniqueFd> bind_to(std::string_view path, int type) {
+  const UnixAddress address = TRY(unix_address(path));
+  UniqueFd fd = TRY(new_socket(type));
+  if (::bind(fd.number(), address.get(), address.size) != 0) return Errno::last();
+  return fd;
+}
+
+Result<UniqueFd> connect_to(std::string_view path, int type) {
+  const UnixAddress address = TRY(unix_address(path));
+  UniqueFd fd = TRY(new_socket(type));
+  if (::connect(fd.number(), address.get(), address.size) != 0) return Errno::last();
   return fd;
 }
 
@@ -89,10 +94,7 @@ Result<> poll_one(FdRef fd, short events, const timespec* timeout) {
 }  // namespace
 
 Result<UniqueFd> bind_unix(std::string_view path) {
-  const UnixAddress address = TRY(unix_address(path));
-  UniqueFd fd = TRY(new_socket());
-  if (::bind(fd.number(), address.get(), address.size) != 0) return Errno::last();
-  return fd;
+  return bind_to(path, SOCK_STREAM);
 }
 
 Result<> listen(FdRef socket, int backlog) {
@@ -107,25 +109,17 @@ Result<UniqueFd> accept(FdRef listener) {
 }
 
 Result<UniqueFd> connect_unix(std::string_view path) {
-  const UnixAddress address = TRY(unix_address(path));
-  UniqueFd fd = TRY(new_socket());
-  if (::connect(fd.number(), address.get(), address.size) != 0) return Errno::last();
-  return fd;
+  return connect_to(path, SOCK_STREAM);
 }
 
-Result<UniqueFd> listen_abstract(std::string_view name) {
-  const UnixAddress address = TRY(abstract_address(name));
-  UniqueFd fd = TRY(new_socket(SOCK_SEQPACKET));
-  if (::bind(fd.number(), address.get(), address.size) != 0) return Errno::last();
+Result<UniqueFd> listen_for_packets(std::string_view path) {
+  UniqueFd fd = TRY(bind_to(path, SOCK_SEQPACKET));
   TRY(listen(fd, 1));
   return fd;
 }
 
-Result<UniqueFd> connect_abstract(std::string_view name) {
-  const UnixAddress address = TRY(abstract_address(name));
-  UniqueFd fd = TRY(new_socket(SOCK_SEQPACKET));
-  if (::connect(fd.number(), address.get(), address.size) != 0) return Errno::last();
-  return fd;
+Result<UniqueFd> connect_for_packets(std::string_view path) {
+  return connect_to(path, SOCK_SEQPACKET);
 }
 
 Result<Peer> peer_of(FdRef socket) {

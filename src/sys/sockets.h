@@ -33,11 +33,9 @@ Result<UniqueFd> accept(FdRef listener);
 // Errors as bind_unix, and ECONNREFUSED when nobody listens.
 Result<UniqueFd> connect_unix(std::string_view path);
 
-// A sequenced-packet socket at an abstract address: a name that is in no directory and goes with
-// the socket, known to all of a network namespace. ENAMETOOLONG past 107 bytes.
-Result<UniqueFd> listen_abstract(std::string_view name);
-// ECONNREFUSED when nobody listens.
-Result<UniqueFd> connect_abstract(std::string_view name);
+// The same with a socket of sequenced packets: what is sent arrives whole, or not at all.
+Result<UniqueFd> listen_for_packets(std::string_view path);
+Result<UniqueFd> connect_for_packets(std::string_view path);
 
 // Who connected, or who listened where we connected, as this process's namespaces name them.
 struct Peer {

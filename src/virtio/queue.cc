@@ -335,12 +335,12 @@ void Queue::await_left_over(std::chrono::steady_clock::time_point deadline) {
   }
 }
 
-void Queue::pause(std::chrono::steady_clock::time_point deadline) {
-  set_enabled(false);
+bool Queue::await_in_flight(std::uint32_t most, std::chrono::steady_clock::time_point deadline) {
   Lock lock(mutex_);
-  while (in_flight_ != 0) {
-    if (!drained_.wait_until(mutex_, deadline)) return;
+  while (in_flight_ > most) {
+    if (!drained_.wait_until(mutex_, deadline)) return in_flight_ <= most;
   }
+  return true;
 }
 
 std::uint32_t Queue::stop() {
@@ -488,7 +488,8 @@ void Queue::give_back(const Chain& chain, std::uint32_t written) {
     }
   }
   unsignalled_.store(unsignalled() + 1, std::memory_order_relaxed);
-  if (--in_flight_ == 0 && !(running_ && enabled_)) drained_.notify_all();
+  --in_flight_;
+  if (!(running_ && enabled_)) drained_.notify_all();
 }
 
 void Queue::put(const Held& chain) {

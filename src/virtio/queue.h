@@ -107,9 +107,9 @@ class Queue {
   Result<> set_base_again();
   // Waits until all that was in flight before has been taken again, or `deadline` passes.
   void await_left_over(std::chrono::steady_clock::time_point deadline);
-  // For another process to go on: from now on pop yields nothing, though the queue is as it was
-  // otherwise. Waits until nothing is in flight, or `deadline` passes.
-  void pause(std::chrono::steady_clock::time_point deadline);
+  // While it is disabled: waits until no more than `most` are in flight. False when `deadline`
+  // passes before.
+  bool await_in_flight(std::uint32_t most, std::chrono::steady_clock::time_point deadline);
   // From now on pop yields nothing. Waits until nothing is in flight. Returns
   // the base, as in GET_VRING_BASE; a start without set_base goes on there.
   std::uint32_t stop();
@@ -198,7 +198,7 @@ class Queue {
   const std::uint32_t index_;
 
   mutable Mutex mutex_;
-  Condition drained_;          // running_ or enabled_ is false and in_flight_ is 0
+  Condition drained_;          // running_ or enabled_ is false, and in_flight_ less
   Condition left_over_taken_;  // left_over_ is empty
 
   std::uint32_t size_ GUARDED_BY(mutex_) = 0;

@@ -211,26 +211,29 @@ TEST(Queue, StopWaitsForWhatIsInFlight) {
   EXPECT_EQ(driver.used(0).written, 5U);
 }
 
-TEST(Queue, PausesForAnotherProcessWhenWhatIsInFlightIsAnswered) {
+TEST(Queue, SaysWhenFewEnoughAreInFlight) {
   using std::chrono::steady_clock;
   SplitDriver driver{4};
   driver.submit(0, {{kA, 1}, {kC, 8, true}});
   driver.submit(2, {{kA, 1}});
   ASSERT_EQ(driver.pop(), "chain");
+  driver.queue.set_enabled(false);
+  EXPECT_TRUE(driver.queue.await_in_flight(1, steady_clock::now()));
   const auto soon = steady_clock::now() + std::chrono::milliseconds(5);
-  driver.queue.pause(soon);
+  EXPECT_FALSE(driver.queue.await_in_flight(0, soon));
   EXPECT_GE(steady_clock::now(), soon) << "nobody answers";
-  EXPECT_EQ(driver.pop(), "none");
   std::atomic<bool> pushed{false};
   auto paused = std::async(std::launch::async, [&] {
-    driver.queue.pause(steady_clock::now() + std::chrono::seconds(20));
-    EXPECT_TRUE(pushed) << "pause came back before the chain did";
+    EXPECT_TRUE(driver.queue.await_in_flight(0, steady_clock::now() + std::chrono::seconds(20)));
+    EXPECT_TRUE(pushed) << "it came back before the chain did";
   });
   pushed = true;
   driver.queue.push(driver.chain, 5);
   paused.get();
   EXPECT_EQ(driver.used_index(), 1);
-  EXPECT_TRUE(driver.queue.running());
+  driver.queue.set_enabled(true);
+  EXPECT_EQ(driver.pop(), "chain") << "and on it goes";
+  driver.queue.push(driver.chain, 0);
 }
 
 TEST(Queue, GivesOneBackAndYieldsTheNext) {

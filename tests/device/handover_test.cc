@@ -54,6 +54,13 @@ class Handover : public SuccessionFixture {
         << *status << daemon().output() << heir->output();
     before_.push_back(std::move(daemon_));
     daemon_ = std::move(heir);
+    await_pid_file();
+  }
+  // The next thing it does.
+  void await_pid_file() const {
+    const Deadline deadline = within(seconds(10));
+    while (slurp(pid_file()) != std::to_string(daemon_->pid()))
+      ASSERT_LT(std::chrono::steady_clock::now(), deadline) << daemon_->output();
   }
   // It says why, and the one that serves goes on.
   void expect_refusal(std::unique_ptr<DaemonProcess> heir, const std::string& why) {
@@ -264,17 +271,77 @@ TEST_P(Handover, InEverySandbox) {
     tree().write("file", "inside");
     const std::uint64_t file = node("file");
     const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
-    // In another one than before, too.
-    for (const char* next_mode : {mode, "--sandbox=namespace", "--sandbox=none", mode}) {
-      HAND_OVER({next_mode});
-      EXPECT_EQ(GET(fuse().read(file, handle, 0, 10)), "inside") << mode << next_mode;
+    for (int times = 0; times < 3; ++times) {
+      HAND_OVER({mode});
+      EXPECT_EQ(GET(fuse().read(file, handle, 0, 10)), "inside") << mode;
       EXPECT_EQ(node("file"), file);
       KILL_WORKER();
       EXPECT_EQ(GET(fuse().create(kRoot, "new", O_RDWR, 0644)).entry.attr.size, 0U);
       EXPECT_DONE(fuse().unlink(kRoot, "new"));
     }
+    // A root in another mount namespace would be enclosed by neither sandbox.
+    const bool is_namespace = std::string_view{mode} == "--sandbox=namespace";
+    expect_refusal(next({is_namespace ? "--sandbox=none" : "--sandbox=namespace"}), mode + 2);
     vmm().close();
     ASSERT_TRUE(daemon().wait(within(seconds(10))));
+  }
+}
+
+TEST_P(Handover, ARequestThatTakesLongIsNotCutShort) {
+  start_up();
+  if (HasFatalFailure()) return;
+  tree().write("file", "inside");
+  tree().write("other", "other");
+  const std::uint64_t file = node("file");
+  const std::uint64_t other = node("other");
+  // Whoever opens it waits until the lease is given up (fcntl(2), F_SETLEASE).
+  ::signal(SIGIO, SIG_IGN);
+  UniqueFd lease{::open(tree().path("file").c_str(), O_RDWR | O_CLOEXEC)};
+  ASSERT_EQ(::fcntl(lease.number(), F_SETLEASE, F_WRLCK), 0);
+  fuse_setattr_in shorter{};
+  shorter.valid = FATTR_SIZE;
+  shorter.size = 3;
+  const auto waiting = fuse().begin(FUSE_SETATTR, file, {std::as_bytes(std::span{&shorter, 1})},
+                                    sizeof(fuse_attr_out));
+  ASSERT_TRUE(waiting);
+  ::usleep(50'000);
+  if (fuse().done(*waiting)) GTEST_SKIP() << "this kernel doesn't wait";
+  auto heir = next();
+  EXPECT_FALSE(heir->wait(within(std::chrono::milliseconds(500)))) << heir->output();
+  EXPECT_EQ(GET(fuse().getattr(other)).size, 5U) << "others are served meanwhile";
+  expect_refusal(std::move(heir), "something takes long");
+  EXPECT_FALSE(fuse().done(*waiting));
+  EXPECT_EQ(GET(fuse().getattr(other)).size, 5U);
+  lease.reset();
+  EXPECT_EQ(fuse().finish(*waiting).error, 0);
+  HAND_OVER();
+  EXPECT_EQ(GET(fuse().getattr(file)).size, 3U);
+}
+
+TEST_P(Handover, TwoAtOnceGetItOneAfterTheOther) {
+  start_up();
+  if (HasFatalFailure()) return;
+  tree().write("file", "inside");
+  const std::uint64_t file = node("file");
+  for (int times = 0; times < 5; ++times) {
+    auto one = next();
+    auto other = next();
+    ASSERT_TRUE(one && other);
+    ASSERT_TRUE(daemon().wait(within(seconds(10))));
+    // The other one has been told that nobody is there, in one way or another.
+    const auto is_over = [](DaemonProcess& heir) {
+      return heir.wait(within(seconds(0))).has_value();
+    };
+    const Deadline deadline = within(seconds(10));
+    while (!is_over(*one) && !is_over(*other)) {
+      ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+      ::usleep(1000);
+    }
+    ASSERT_NE(is_over(*one), is_over(*other)) << one->output() << other->output();
+    before_.push_back(std::move(daemon_));
+    daemon_ = std::move(is_over(*one) ? other : one);
+    await_pid_file();
+    EXPECT_EQ(GET(fuse().getattr(file)).size, 6U);
   }
 }
 
@@ -334,6 +401,31 @@ TEST_P(Handover, AServiceManagerIsToldWhichProcessItIs) {
   const std::string mine = "MAINPID=" + std::to_string(daemon().pid());
   EXPECT_EQ(told.find(mine + "|"), 0U) << "before the other one ends: " << told;
   EXPECT_NE(told.find("STATUS=Serving"), std::string::npos) << told;
+}
+
+TEST_P(Handover, ADeathAndATakeOverAtOnce) {
+  start_up();
+  if (HasFatalFailure()) return;
+  tree().write("file", "inside");
+  const std::uint64_t file = node("file");
+  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  for (unsigned times = 0; times < 12; ++times) {
+    auto heir = next();
+    ASSERT_TRUE(heir);
+    ::usleep(times * 1500);
+    const pid_t dying = worker();
+    if (dying > 0) ::kill(dying, SIGKILL);
+    // Either it goes on or the other one does.
+    while (heir->running() && daemon().running()) ::usleep(1000);
+    if (!daemon().running()) {
+      before_.push_back(std::move(daemon_));
+      daemon_ = std::move(heir);
+      await_pid_file();
+    }
+    EXPECT_EQ(GET(fuse().read(file, handle, 0, 10)), "inside");
+    EXPECT_EQ(node("file"), file);
+    ASSERT_TRUE(daemon().running()) << daemon().output();
+  }
 }
 
 // ---- refusals ----------------------------------------------------------------

@@ -102,6 +102,10 @@ class Daemon:
             status = before.wait(20)
         except subprocess.TimeoutExpired:
             status = "nothing"
+        deadline = time.monotonic() + 20
+        pid_file = self.socket.with_suffix(".pid")
+        while status == 0 and pid_file.read_text().strip() != str(self.process.pid):
+            status = "success, and nobody has its pid file" if time.monotonic() > deadline else 0
         if status != 0:
             end(before)
             raise Failed(f"the daemon that was taken over ended with {status}:\n{tail(self.log)}")
