@@ -6,6 +6,7 @@
 // leave theirs and never give the same slot out twice.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <set>
 #include <utility>
 
@@ -155,13 +156,18 @@ void run(Input& in) {
     }
   }
   if ((options & 2) != 0) bytes.resize(bytes.size() + 1 - in.below(3));
-  const unsigned seals = (options & 4) != 0 ? 0 : F_SEAL_SHRINK | F_SEAL_GROW;
+  const unsigned seals = (options & 4) != 0 ? 0 : F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
   const bool as_made = std::equal(good.begin(), good.begin() + kHeaderBytes, bytes.begin()) &&
                        bytes.size() == good.size() && seals != 0;
   auto arena = Arena::attach(file_of(bytes, seals), kPlan);
   CHECK(arena.has_value() == as_made);
   if (!arena) return;
+  const auto copy = Arena::create(kPlan).value();
+  CHECK(copy->copy_from(**arena));
+  for (const SectionPlan& section : kPlan) {
+    CHECK(std::ranges::equal(copy->section(section.kind), (*arena)->section(section.kind)));
+  }
   const auto records = (*arena)->section(SectionKind::kInodes);
   CHECK(records.size() >= kInodes * sizeof(InodeRecord));
   if ((options & 8) != 0) {

@@ -149,8 +149,9 @@ std::string what_must_agree(const cli::Options& options) {
   (void)::stat(options.sandbox.shared_dir.c_str(), &shared);
   constexpr std::array<const char*, 3> kModes = {"namespace", "chroot", "none"};
   const std::string& path = options.socket.path;
-  return fmt::format("shared directory={}:{}\nsocket-path={}\nsandbox={}\n", shared.st_dev,
-                     shared.st_ino, path.empty() ? "" : std::filesystem::absolute(path).string(),
+  return fmt::format("shared directory=device {}, inode {}\nsocket-path={}\nsandbox={}\n",
+                     shared.st_dev, shared.st_ino,
+                     path.empty() ? "" : std::filesystem::absolute(path).string(),
                      kModes[static_cast<std::size_t>(options.sandbox.mode)]) +
          cli::what_is_told(options);
 }

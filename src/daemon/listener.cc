@@ -193,9 +193,14 @@ Result<Listener, Failure> Listener::prepare_to_take_over(Settings settings, pid_
   const std::string name = lock_path(path);
   const UniqueFd lock(::open(name.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK));
   const std::string pid = lock ? read_pid(lock) : std::string{};
+  if (pid.empty()) {
+    return Failure{
+        fmt::format("--take-over={}: no virtiofsd has the socket path \"{}\"", predecessor, path)};
+  }
   if (pid != fmt::format("{}", predecessor)) {
-    return Failure{fmt::format("--take-over={}: that virtiofsd has another socket path than \"{}\"",
-                               predecessor, path)};
+    return Failure{
+        fmt::format("--take-over={}: the virtiofsd with the socket path \"{}\" is pid {}",
+                    predecessor, path, pid)};
   }
   return listener;
 }

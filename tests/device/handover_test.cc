@@ -478,7 +478,7 @@ TEST_P(Handover, NeedsSomebodyToTakeOverFrom) {
   options.connect = false;
   auto wrong = DaemonProcess::start(std::move(options));
   ASSERT_TRUE(wrong) << wrong.error().text();
-  expect_refusal(std::move(*wrong), "has another socket path");
+  expect_refusal(std::move(*wrong), "is pid ");
   EXPECT_DONE(fuse().getattr(kRoot));
 }
 
