@@ -14,6 +14,8 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
+#include <string>
+#include <system_error>
 #include <utility>
 
 #include "base/log.h"
@@ -148,10 +150,12 @@ std::string what_must_agree(const cli::Options& options) {
   // Whether it is there has been looked at.
   (void)::stat(options.sandbox.shared_dir.c_str(), &shared);
   constexpr std::array<const char*, 3> kModes = {"namespace", "chroot", "none"};
-  const std::string& path = options.socket.path;
+  std::error_code no_directory;  // to be relative to: then the path is as good
+  const std::string path = options.socket.path.empty()
+                               ? ""
+                               : std::filesystem::absolute(options.socket.path, no_directory);
   return fmt::format("shared directory=device {}, inode {}\nsocket-path={}\nsandbox={}\n",
-                     shared.st_dev, shared.st_ino,
-                     path.empty() ? "" : std::filesystem::absolute(path).string(),
+                     shared.st_dev, shared.st_ino, path,
                      kModes[static_cast<std::size_t>(options.sandbox.mode)]) +
          cli::what_is_told(options);
 }
