@@ -10,6 +10,7 @@
 #include <syslog.h>
 #include <time.h>
 #include <unistd.h>
+#include <algorithm>
 
 #include <array>
 #include <atomic>
@@ -140,7 +141,10 @@ bool enabled(Level level) {
 }
 
 void write(Level level, std::string_view text) {
-  current()->log(level_of(level), spdlog::string_view_t{text.data(), text.size()});
+  std::string line{text};
+  std::ranges::replace_if(
+      line, [](char c) { return (c >= '\0' && c < ' ') || c == '\x7f'; }, '?');
+  current()->log(level_of(level), spdlog::string_view_t{line.data(), line.size()});
 }
 
 void flush() {

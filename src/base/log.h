@@ -2,7 +2,8 @@
 //
 // One log, to stderr or syslog, with levels. Any thread. Messages are for the
 // operator: a sentence that says what and why. Request and reply lines go out
-// at debug only; `enabled(Level::kDebug)` is a plain load, cheap on the hot path.
+// at debug only; `enabled(Level::kDebug)` is a plain load, cheap on the hot path. Words of others
+// may be in them (paths, what another process says): what would steer a terminal is written as '?'.
 #pragma once
 
 #include <fmt/format.h>

@@ -442,12 +442,12 @@ bool Device::pause() {
   }
   const auto is_at_rest = [&](Ring* ring) {
     // A wait for a lock may begin or end meanwhile.
-    for (auto now = std::chrono::steady_clock::now(); now < deadline;
-         now = std::chrono::steady_clock::now()) {
-      const auto soon = std::min(deadline, now + milliseconds(5));
-      if (ring->queue.await_in_flight(ring->crew->waiting_for_locks(), soon)) return true;
+    auto soon = std::chrono::steady_clock::now();
+    while (!ring->queue.await_in_flight(ring->crew->waiting_for_locks(), soon)) {
+      if (soon >= deadline) return false;
+      soon = std::min(deadline, std::chrono::steady_clock::now() + milliseconds(5));
     }
-    return false;
+    return true;
   };
   if (std::ranges::all_of(paused, is_at_rest)) return true;
   for (Ring* ring : paused) {

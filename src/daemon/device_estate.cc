@@ -98,11 +98,8 @@ Result<void, Failure> DeviceEstate::consider(UniqueFd memory) {
   const std::vector<std::string> differ =
       missing_in(text_of(record()), text_of(session_record(**other)));
   if (!differ.empty()) {
-    std::string text = fmt::format("{}", fmt::join(differ, ", "));
-    std::ranges::replace_if(
-        text, [](char c) { return (c >= '\0' && c < ' ') || c == '\x7f'; }, '?');
-    return Failure{
-        fmt::format("to take over, this must be as the running virtiofsd has it: {}", text)};
+    return Failure{fmt::format("to take over, this must be as the running virtiofsd has it: {}",
+                               fmt::join(differ, ", "))};
   }
   other_ = std::move(*other);
   return {};

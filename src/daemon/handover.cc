@@ -81,12 +81,6 @@ void remove_dead_doors(const std::string& directory) {
   }
 }
 
-// What another process says may end up in a log on a terminal.
-void make_printable(std::span<char> text) {
-  std::ranges::replace_if(
-      text, [](char c) { return c != '\0' && (c < ' ' || c == '\x7f'); }, '?');
-}
-
 Result<> say(FdRef socket, const Message& message, std::span<const FdRef> fds = {}) {
   return sys::send_all(socket, std::as_bytes(std::span{&message, 1}), fds,
                        Clock::now() + kForAWord);
@@ -105,7 +99,6 @@ Result<Message> hear(FdRef socket, seconds patience, std::vector<UniqueFd>& fds)
   if (size != sizeof(message) || message.version != Message::kVersion) return Errno{EPROTO};
   message.count = std::min<std::uint32_t>(message.count, message.numbers.size());
   message.why.back() = '\0';
-  make_printable(message.why);
   return message;
 }
 
@@ -268,7 +261,8 @@ Result<std::unordered_map<int, UniqueFd>, Failure> Predecessor::take() {
     std::vector<UniqueFd> fds;
     const Message message = TRY(hear(kForWork, fds));
     if (message.word == Word::kAll) return all;
-    if (message.word != Word::kSome || fds.size() != message.count)
+    // With none it could go on for ever.
+    if (message.word != Word::kSome || fds.empty() || fds.size() != message.count)
       return Failure{"the running virtiofsd says something else than it should"};
     for (std::size_t i = 0; i < fds.size(); ++i)
       all.insert_or_assign(message.numbers.at(i), std::move(fds[i]));

@@ -148,6 +148,35 @@ TEST_F(HandoverTest, AnOldOneThatGoesAwayIsNoticed) {
   old.get();
 }
 
+TEST_F(HandoverTest, NoDescriptorsForEverAreNotWaitedFor) {
+  auto old = meanwhile([&] {
+    auto socket = sys::accept(door_);
+    if (!socket) return;
+    std::vector<UniqueFd> fds;
+    std::array<std::uint32_t, 99> message{};  // version, word, count
+    const auto say = [&](std::uint32_t word, std::span<const FdRef> with = {}) {
+      message = {1, word, 0};
+      (void)sys::wait_for(*socket, POLLIN);
+      std::array<std::byte, 1000> heard;
+      (void)sys::receive(*socket, heard, fds);
+      (void)sys::send(*socket, std::as_bytes(std::span{message}), with);
+    };
+    const std::array offered{door_, door_, door_};
+    say(2, offered);
+    say(5);  // some, and none
+    (void)sys::wait_for(*socket, POLLIN);
+  });
+  auto predecessor = Predecessor::find(::getpid());
+  ASSERT_TRUE(predecessor && predecessor->ask());
+  const auto before = std::chrono::steady_clock::now();
+  const auto taken = predecessor->take();
+  EXPECT_LT(std::chrono::steady_clock::now() - before, std::chrono::seconds(20));
+  ASSERT_FALSE(taken);
+  EXPECT_THAT(taken.error().text(), HasSubstr("something else than it should"));
+  predecessor->close();
+  old.get();
+}
+
 TEST_F(HandoverTest, WhatIsNoMessageIsNotFollowed) {
   for (const std::string& rubbish : {std::string("hello"), std::string(428, '\0'),
                                      std::string(428, '\xff'), std::string(5000, '\1')}) {

@@ -317,7 +317,7 @@ Result<UniqueFd, Failure> Listener::accept() {
 }
 
 void Listener::keep_listening_on(FdRef socket) {
-  if (socket.number() != socket_.number()) socket_ = UniqueFd{socket.number()};
+  if (!socket_) socket_ = UniqueFd{socket.number()};
 }
 
 void Listener::leave_to_launcher() {

@@ -52,7 +52,7 @@ class Listener {
   // Waits for the client; afterwards nobody else can connect, or, with Settings::keep, only waits
   // in line. Worker, after the launcher's open(). A connected descriptor is simply handed over.
   Result<UniqueFd, Failure> accept();
-  // With Settings::keep, in a successor: the socket that the process before listened on.
+  // With Settings::keep, where another tree listened before: its socket, if there is none here.
   void keep_listening_on(FdRef socket);
 
   // Closes what only the launcher needs (the lock file). Supervisor.

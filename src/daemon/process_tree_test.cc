@@ -330,6 +330,22 @@ TEST_P(SupervisorTest, AnotherClientIsServedWhenOneHasLeft) {
   EXPECT_EQ(shared_->lives, 5);
 }
 
+TEST_P(SupervisorTest, ADeathWithNobodyToServeLeavesTheDoorOpen) {
+  TestEstate estate(shared_);
+  estate.against = "no VMM was connected";
+  tree_ = start_tree(
+      [this](WorkerStart& begin) {
+        const int life = ++shared_->lives;
+        if (life > 1 && begin.after != WorkerStart::After::kClient) return 2;
+        if (life == 1) return begin.ready() ? 0 : 3;  // its client has left
+        if (life == 2) ::kill(::getpid(), SIGKILL);
+        return 42;
+      },
+      {.daemonize = false, .estate = &estate, .keep_listening = true});
+  EXPECT_EQ(wait(), 42);
+  EXPECT_EQ(shared_->lives, 3);
+}
+
 // Serves until it is to come to rest.
 int serve_until_paused(Shared* shared, WorkerStart& begin) {
   if (begin.after == WorkerStart::After::kNobody) {

@@ -133,6 +133,7 @@ void Supervisor::run(handover::Predecessor* predecessor) {
     if (const auto status = reap(worker_)) worker_ended(*status);
     FdRef visitor = inherited_.door;
     if (heir_) visitor = heir_waits_ ? FdRef{} : heir_->fd();
+    if (stopping_) visitor = FdRef{};
     const Events events = wait_for_events(inherited_.signals, inherited_.channel, 0, visitor,
                                           heir_ ? std::optional(heir_deadline_) : std::nullopt);
     if (events.channel) {
@@ -196,7 +197,14 @@ void Supervisor::worker_ended(int status) {
       if (heir_) refuse_heir(against);
       (void)judge("worker", status, false, against);
       log::flush();
-      ::_exit(1);
+      // The next client needs nothing of what is left.
+      const bool has_listened = after_ == After::kClient || settings_.estate->has_client();
+      if (!settings_.keep_listening || !has_listened || !died ||
+          !deaths_.may_be_succeeded(signal, Clock::now())) {
+        ::_exit(1);
+      }
+      settings_.estate->begin_again();
+      return start_worker(After::kClient);
     }
     if (paused) {
       // It may have taken so long that the one who waited has been sent away.

@@ -194,6 +194,11 @@ class StartTest(unittest.TestCase):
         self.assert_refused(self.run_daemon(f"--socket-path={self.place}/none/s", here[1]), 1,
                             f"{self.place}/none")
         self.assert_refused(self.run_daemon("--fd=99", here[1]), 1, "--fd=99")
+        self.assert_refused(self.run_daemon(*here, "--take-over=1"), 1, "--take-over=1", str(self.socket))
+        self.assert_refused(self.run_daemon(here[1], "--take-over=1"), 1, "--take-over=1")
+        # What a name has in it doesn't steer the operator's terminal.
+        self.assert_refused(
+            self.run_daemon(here[0], "--shared-dir=/no\x1b[31m\nwhere"), 1, "/no?[31m?where")
 
     def test_a_file_size_limit_that_is_too_low_is_told(self):
         def low():
