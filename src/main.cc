@@ -80,6 +80,7 @@ Passthrough::Settings passthrough_settings(const cli::Options& options, const Wo
   settings.read_only = options.sandbox.read_only;
   settings.remote_posix_locks = options.posix_lock;
   settings.remote_flock = options.flock;
+  settings.migration = options.migration;
   settings.no_race = options.no_race;
   settings.can_switch_user = sandbox.can_switch_user;
   settings.max_lock_waiters = kLockWaiters;

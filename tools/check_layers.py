@@ -18,7 +18,7 @@ ROOMS = {
     "state": "base sys",
     "virtio": "base sys memory state",
     "vhost_user": "base sys memory",
-    "fuse": "base sys memory",
+    "fuse": "base sys memory state",
     "passthrough": "base sys memory state fuse",
     "sandbox": "base sys",
     "daemon": "base sys memory state virtio vhost_user fuse sandbox",

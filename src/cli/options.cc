@@ -117,6 +117,26 @@ Result<sandbox::IdRange, Failure> id_range(const std::string& text) {
   return range;
 }
 
+Problem set_migration_mode(Draft& draft, const Value& value) {
+  if (value.text != "find-paths" && value.text != "file-handles")
+    return choice_problem("find-paths, file-handles");
+  draft.options.migration.by_handle = value.text == "file-handles";
+  return {};
+}
+
+Problem set_migration_on_error(Draft& draft, const Value& value) {
+  if (value.text != "abort" && value.text != "guest-error")
+    return choice_problem("abort, guest-error");
+  draft.options.migration.goes_on = value.text == "guest-error";
+  return {};
+}
+
+template <bool MigrationSettings::*Member>
+Problem set_migration(Draft& draft, const Value& /*value*/) {
+  draft.options.migration.*Member = true;
+  return {};
+}
+
 Problem set_log_level(Draft& draft, const Value& value) {
   auto& level = draft.options.log_level;
   if (value.text == "err" || value.text == "error") {
@@ -432,6 +452,18 @@ const Row kTable[] = {
        draft.options.translations += "gid " + value.text + '\n';
        return draft.options.gid_translation.add(value.text);
      }},
+    {"migration-mode", "", 0, Shape::kValue, "MODE",
+     "Tell the next host of files by name: find-paths (default), or by file-handles.",
+     set_migration_mode},
+    {"migration-on-error", "", 0, Shape::kValue, "ACTION",
+     "When a file can't be had on the next host: abort (default), or guest-error.",
+     set_migration_on_error},
+    {"migration-verify-handles", "", 0, Shape::kFlag, "",
+     "Send file handles along with names; on the next host they must agree.",
+     set_migration<&MigrationSettings::verify_handles>},
+    {"migration-confirm-paths", "", 0, Shape::kFlag, "",
+     "Look at every name before it is sent to the next host.",
+     set_migration<&MigrationSettings::confirm_paths>},
     {"debug", "", 'd', Shape::kFlag, "",
      "Log at level debug: a line for every request and reply.", set_debug},
     {"log-level", "loglevel", 0, Shape::kValue, "LEVEL",
@@ -455,10 +487,6 @@ const Row kTable[] = {
      "No effect; accepted for compatibility.", no_effect},
     {"fsname", "", 0, Shape::kValue, "NAME", "No effect; accepted for compatibility.", no_effect},
     {"subtype", "", 0, Shape::kValue, "NAME", "No effect; accepted for compatibility.", no_effect},
-    {"migration-mode", "", 0, Shape::kValue, "", "", refused},
-    {"migration-on-error", "", 0, Shape::kValue, "", "", refused},
-    {"migration-verify-handles", "", 0, Shape::kFlag, "", "", refused},
-    {"migration-confirm-paths", "", 0, Shape::kFlag, "", "", refused},
     {"posix-acl-create-fallback", "", 0, Shape::kFlag, "", "", refused},
 };
 // clang-format on
@@ -501,7 +529,8 @@ std::string capabilities_text() {
   const nlohmann::ordered_json capabilities = {
       {"type", "fs"},
       {"features",
-       {"separate-options", "posix-acl-negotiation-mode", "security-label-negotiation-mode"}},
+       {"migrate-precopy", "separate-options", "posix-acl-negotiation-mode",
+        "security-label-negotiation-mode"}},
   };
   return capabilities.dump(2);
 }
@@ -636,6 +665,15 @@ Problem settle(Draft& draft) {
   if (!options.socket.group.empty() && options.socket.path.empty()) {
     return Failure{"--socket-group needs --socket-path"};
   }
+  const MigrationSettings& migration = options.migration;
+  if (migration.by_handle && (migration.verify_handles || migration.confirm_paths)) {
+    return Failure{
+        "--migration-verify-handles and --migration-confirm-paths are for names: they can't be "
+        "given "
+        "together with --migration-mode=file-handles"};
+  }
+  // What is sent as handles has to be opened by them.
+  if (migration.by_handle) options.sandbox.file_handles = true;
   const auto needs_xattr = [&](const char* name) -> Problem {
     return Failure{fmt::format("{} needs extended attributes, but no_xattr was given", name)};
   };

@@ -23,6 +23,7 @@
 #include "fuse/negotiation.h"
 #include "passthrough/cache_mode.h"
 #include "passthrough/id_map.h"
+#include "passthrough/migration_settings.h"
 #include "sandbox/sandbox.h"
 
 namespace virtiofsd::cli {
@@ -58,6 +59,7 @@ struct Options {
   bool announce_submounts = true;
   bool posix_lock = true;
   bool flock = false;
+  MigrationSettings migration;
   bool no_race = false;     // changes nothing: there is no racy fallback
   bool allow_root = false;  // refuse callers other than the guest's root and our own user
   bool xattr = false;

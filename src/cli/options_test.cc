@@ -167,9 +167,29 @@ TEST(Options, TranslateIdsByRulesThatAddUp) {
 }
 
 TEST(Options, RefuseWhatCannotBeHonoured) {
-  EXPECT_THAT(complaint({"--migration-mode=find-paths"}), HasSubstr("not supported"));
+  EXPECT_THAT(complaint({"--posix-acl-create-fallback"}), HasSubstr("not supported"));
   EXPECT_THAT(complaint({"-o", "posix_acl,no_xattr"}), HasSubstr("posix_acl needs extended"));
   EXPECT_THAT(complaint({"--fd=3"}), HasSubstr("can't be given together"));
+}
+
+TEST(Options, OfMigrationAreForNamesOrForHandles) {
+  const auto names = parse_more({"--migration-mode=find-paths", "--migration-verify-handles",
+                                 "--migration-confirm-paths", "--migration-on-error=guest-error"});
+  ASSERT_TRUE(names);
+  EXPECT_FALSE(names->migration.by_handle);
+  EXPECT_TRUE(names->migration.verify_handles);
+  EXPECT_TRUE(names->migration.confirm_paths);
+  EXPECT_TRUE(names->migration.goes_on);
+  EXPECT_FALSE(names->sandbox.file_handles);
+  const auto handles = parse_more({"-o", "migration_mode=file-handles,migration_on_error=abort"});
+  ASSERT_TRUE(handles);
+  EXPECT_TRUE(handles->migration.by_handle);
+  EXPECT_FALSE(handles->migration.goes_on);
+  EXPECT_TRUE(handles->sandbox.file_handles);
+  EXPECT_THAT(complaint({"--migration-mode=names"}), HasSubstr("find-paths, file-handles"));
+  EXPECT_THAT(complaint({"--migration-on-error=stop"}), HasSubstr("abort, guest-error"));
+  EXPECT_THAT(complaint({"--migration-mode=file-handles", "--migration-confirm-paths"}),
+              HasSubstr("can't be given together"));
 }
 
 TEST(Options, NeedADirectoryAndASocket) {

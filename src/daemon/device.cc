@@ -10,7 +10,9 @@
 #include <utility>
 
 #include "base/log.h"
+#include "state/stream.h"
 #include "sys/files.h"
+#include "sys/process.h"
 #include "vhost_user/message.h"
 
 namespace virtiofsd {
@@ -95,6 +97,7 @@ Device::~Device() {
 }
 
 void Device::shut_down() {
+  transfer_.reset();
   for (std::uint32_t index = 0; index < rings_.size(); ++index) stop(index);
   dispatcher_.reset();
 }
@@ -118,7 +121,8 @@ Result<> Device::set_features(std::uint64_t features) {
 std::uint64_t Device::protocol_features() const {
   using enum vhost_user::ProtocolFeature;
   std::uint64_t offered = bit(kMq) | bit(kLogShmfd) | bit(kBackendReq) | bit(kBackendSendFd) |
-                          bit(kResetDevice) | bit(kConfigureMemSlots) | bit(kStatus);
+                          bit(kResetDevice) | bit(kConfigureMemSlots) | bit(kStatus) |
+                          bit(kDeviceState);
   // QEMU 7.1 to 8.0 crash when a vhost-user-fs back-end offers CONFIG.
   if (settings_.tag) offered |= bit(kConfig);
   return offered;
@@ -141,6 +145,7 @@ void Device::reset_owner() {
 }
 
 Result<> Device::reset_device() {
+  transfer_.reset();
   reset_owner();
   for (std::uint32_t index = 0; index < rings_.size(); ++index) {
     rings_[index]->kicked = false;
@@ -314,6 +319,9 @@ Result<> Device::start_if_ready(std::uint32_t index) {
   if (!ring.kicked || !ring.queue.ready()) return {};
   make_crew(index);
   if (ring.crew->running()) return {};
+  // While the file system is being sent or had, nobody may use it.
+  if (transfer_) transfer_.reset();
+  if (std::exchange(has_let_go_, false)) file_system_.take_locks_again();
   Result<> started;
   if (ring.again) {
     const auto again = ring.crew->start_again(blame_);
@@ -384,6 +392,58 @@ Result<> Device::set_backend_request_fd(UniqueFd socket) {
 Result<> Device::set_status(std::uint64_t status) {
   if (status == 0) TRY(reset_device());
   keep_status(status);
+  return {};
+}
+
+// ---- another host ---------------------------------------------------------------
+
+bool Device::runs() const {
+  return std::ranges::any_of(rings_,
+                             [](const auto& ring) { return ring->crew && ring->crew->running(); });
+}
+
+Result<void, Failure> Device::transfer(vhost_user::TransferDirection direction, FdRef channel,
+                                       FdRef cancelled) {
+  if (direction == vhost_user::TransferDirection::kSave) {
+    FrameWriter to{channel, cancelled};
+    return dispatcher_.save(to);
+  }
+  FrameReader from{channel, cancelled};
+  return dispatcher_.load(from);
+}
+
+Result<std::optional<UniqueFd>> Device::set_device_state_fd(vhost_user::TransferDirection direction,
+                                                            UniqueFd channel) {
+  transfer_.reset();
+  if (runs()) {
+    log::warn("the VMM wants to move the file system's state while queues run: not done");
+    return Errno{EBUSY};
+  }
+  const auto prepare = [this] {
+    sys::name_this_thread("state");
+    file_system_.thread_started();
+    if (settings_.prepare_thread) settings_.prepare_thread();
+  };
+  transfer_ = TRY(StateTransfer::begin(std::move(channel), prepare,
+                                       [this, direction](FdRef from_or_to, FdRef cancelled) {
+                                         return transfer(direction, from_or_to, cancelled);
+                                       }));
+  saves_ = direction == vhost_user::TransferDirection::kSave;
+  return std::optional<UniqueFd>{};
+}
+
+Result<> Device::check_device_state() {
+  if (!transfer_) return Errno{EINVAL};
+  const std::unique_ptr<StateTransfer> ended = std::move(transfer_);
+  const Result<void, Failure> outcome = ended->wait();
+  if (!outcome) {
+    log::error("migration failed: {}", outcome.error().text());
+    return Errno{EIO};
+  }
+  if (saves_) {
+    file_system_.let_go_of_locks();
+    has_let_go_ = true;
+  }
   return {};
 }
 

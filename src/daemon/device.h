@@ -18,6 +18,7 @@
 
 #include "daemon/crew.h"
 #include "daemon/device_journal.h"
+#include "daemon/state_transfer.h"
 #include "daemon/watchdog.h"
 #include "fuse/dispatcher.h"
 #include "memory/dirty_log.h"
@@ -93,6 +94,9 @@ class Device final : public vhost_user::Backend {
   Result<> set_backend_request_fd(UniqueFd socket) override;
   Result<> set_status(std::uint64_t status) override;
   std::uint64_t status() const override { return status_; }
+  Result<std::optional<UniqueFd>> set_device_state_fd(vhost_user::TransferDirection direction,
+                                                      UniqueFd channel) override;
+  Result<> check_device_state() override;
 
  private:
   struct Ring {
@@ -117,6 +121,9 @@ class Device final : public vhost_user::Backend {
   Result<> resume_memory();
   void stop(std::uint32_t index);
   void use_memory(std::shared_ptr<const GuestMemory> memory);
+  bool runs() const;
+  Result<void, Failure> transfer(vhost_user::TransferDirection direction, FdRef channel,
+                                 FdRef cancelled);
 
   fuse::FileSystem& file_system_;
   fuse::Dispatcher& dispatcher_;
@@ -131,6 +138,10 @@ class Device final : public vhost_user::Backend {
   std::shared_ptr<DirtyLog> log_;  // from prepare_to_take_over
   bool blame_ = false;             // as in take_over
   UniqueFd backend_requests_;
+  // The guest has gone to another host, as far as the VMM has said: its locks are there.
+  bool has_let_go_ = false;
+  bool saves_ = false;  // what the transfer does
+  std::unique_ptr<StateTransfer> transfer_;
 };
 
 }  // namespace virtiofsd

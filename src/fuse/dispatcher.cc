@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #include "fuse/dispatcher.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <span>
@@ -8,6 +10,8 @@
 #include "base/log.h"
 #include "base/uninitialized.h"
 #include "fuse/operations.h"
+#include "state/saved.h"
+#include "state/stream.h"
 
 namespace virtiofsd::fuse {
 namespace {
@@ -252,6 +256,64 @@ void Dispatcher::reset() {
   const Lock lock{session_change_};
   session_.store(Negotiated{});
   file_system_.destroy();
+}
+
+// ---- another host -------------------------------------------------------------
+
+Result<void, Failure> Dispatcher::save(FrameWriter& to) {
+  const Negotiated session = session_.load();
+  const SavedSession saved{.major = session.major,
+                           .minor = session.minor,
+                           .max_readahead = session.max_readahead,
+                           .flags = session.flags,
+                           .max_write = session.max_write,
+                           .max_pages = session.max_pages,
+                           .max_background = session.max_background,
+                           .congestion_threshold = session.congestion_threshold};
+  const auto put = to.put(static_cast<std::uint32_t>(SavedKind::kSession), {raw_bytes(saved)});
+  if (!put) return Failure{"can't send the state", put.error()};
+  return file_system_.save(to);
+}
+
+Result<Negotiated, Failure> Dispatcher::take_session(FrameReader& from) const {
+  auto frame = from.next();
+  if (!frame) return Failure{"can't read the state", frame.error()};
+  const auto saved = frame->body.take<SavedSession>();
+  if (frame->kind != static_cast<std::uint32_t>(SavedKind::kSession) || !saved ||
+      saved->magic != SavedSession::kMagic) {
+    return Failure{"what comes is not the state of this kind of virtiofsd"};
+  }
+  if (saved->version != SavedSession::kVersion) {
+    return Failure{fmt::format("the state comes from another version of virtiofsd: form {}, not {}",
+                               saved->version, SavedSession::kVersion)};
+  }
+  Negotiated session;
+  session.major = saved->major;
+  session.minor = saved->minor;
+  session.flags = saved->flags;
+  session.max_readahead = saved->max_readahead;
+  session.max_write = saved->max_write;
+  session.max_pages = saved->max_pages;
+  session.max_background = saved->max_background;
+  session.congestion_threshold = saved->congestion_threshold;
+  if (!session.initialised()) return Negotiated{};
+  const std::string missing = not_on_offer(session, settings_.offer);
+  if (!missing.empty()) {
+    return Failure{
+        "the guest uses what this virtiofsd was started without (give it the options of "
+        "the other one): " +
+        missing};
+  }
+  return session;
+}
+
+Result<void, Failure> Dispatcher::load(FrameReader& from) {
+  const Negotiated session = TRY(take_session(from));
+  const Lock lock{session_change_};
+  session_.store(Negotiated{});
+  TRY(file_system_.load(from));
+  session_.store(session);
+  return {};
 }
 
 }  // namespace virtiofsd::fuse

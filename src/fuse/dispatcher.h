@@ -93,6 +93,11 @@ class Dispatcher {
   // Goes on with a session that was negotiated before.
   void restore(const Negotiated& session) { session_.store(session); }
 
+  // The session and what the file system has of it, for another host. While nothing is served.
+  Result<void, Failure> save(FrameWriter& to);
+  // Instead of any session there is; none when it fails.
+  Result<void, Failure> load(FrameReader& from) EXCLUDES(session_change_);
+
   // Requests that could not be answered: too short for a header, without room
   // for a reply header, or with unique 0 (a reply to it would be a notification).
   std::uint64_t unanswerable() const { return unanswerable_.load(std::memory_order_relaxed); }
@@ -103,6 +108,7 @@ class Dispatcher {
   Result<> execute(Incoming& incoming, Body& body, Scheduler& scheduler, Scratch& scratch);
   Result<> admit(const Incoming& incoming, const Negotiated& session) const;
   Result<> init(Reader arguments, Body& body) EXCLUDES(session_change_);
+  Result<Negotiated, Failure> take_session(FrameReader& from) const;
   std::uint32_t give_up(const char* why);
 
   FileSystem& file_system_;

@@ -26,6 +26,11 @@
 #include "fuse/wire.h"
 #include "sys/io_space.h"
 
+namespace virtiofsd {
+class FrameReader;
+class FrameWriter;
+}  // namespace virtiofsd
+
 namespace virtiofsd::fuse {
 
 struct CreateArgs {
@@ -231,6 +236,21 @@ class FileSystem {
   virtual void interrupt(std::uint64_t unique) { (void)unique; }
   // Waits for locks whose scheduler is stopping() end with EINTR. May be called again and again.
   virtual void cancel_waits() {}
+
+  // The guest moves to another host, or is kept in a file: all that it knows and has open
+  // (state/saved.h), for a file system there to load. While nothing is served. A load comes instead
+  // of whatever was there; nothing is there when it fails.
+  virtual Result<void, Failure> save(FrameWriter& to) {
+    (void)to;
+    return Failure{"this file system can't be moved"};
+  }
+  virtual Result<void, Failure> load(FrameReader& from) {
+    (void)from;
+    return Failure{"this file system can't be moved"};
+  }
+  // Nobody needs the locks here any more, as far as is known; and after all somebody does.
+  virtual void let_go_of_locks() {}
+  virtual void take_locks_again() {}
 };
 
 }  // namespace virtiofsd::fuse

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
 
 namespace virtiofsd::fuse {
 namespace {
@@ -88,6 +89,43 @@ std::string unmet_wishes(const Negotiated& session, const Offer& offer) {
   look(offer.security_label, FUSE_SECURITY_CTX, "security_label");
   look(offer.killpriv_v2, FUSE_HANDLE_KILLPRIV_V2, "killpriv_v2");
   return missing;
+}
+
+std::string not_on_offer(const Negotiated& session, const Offer& offer) {
+  std::uint64_t beyond = session.flags & ~(wanted_flags(~std::uint64_t{0}, offer) | FUSE_INIT_EXT);
+  std::string names;
+  const auto add = [&](std::string_view name) {
+    if (!names.empty()) names += ", ";
+    names += name;
+  };
+  // By the option that offers it.
+  constexpr std::pair<std::uint64_t, std::string_view> kOptions[] = {
+      {FUSE_POSIX_LOCKS, "posix_lock"},
+      {FUSE_FLOCK_LOCKS, "flock"},
+      {FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO, "readdirplus"},
+      {FUSE_WRITEBACK_CACHE, "writeback"},
+      {FUSE_CACHE_SYMLINKS, "a cache other than none"},
+      {FUSE_AUTO_INVAL_DATA, "a cache other than always"},
+      {FUSE_EXPLICIT_INVAL_DATA, "cache=always"},
+      {FUSE_DIRECT_IO_ALLOW_MMAP, "allow-mmap"},
+      {FUSE_SUBMOUNTS, "announce-submounts"},
+      {FUSE_ALLOW_IDMAP, "no allow_root"},
+      {FUSE_HANDLE_KILLPRIV_V2, "killpriv_v2"},
+      {kPosixAcl, "posix_acl"},
+      {FUSE_SECURITY_CTX, "security_label"},
+  };
+  for (const auto& [flags, name] : kOptions) {
+    if ((beyond & flags) != 0) add(name);
+    beyond &= ~flags;
+  }
+  if (beyond != 0) add("something this version doesn't know");
+  if (session.major != kMajor || session.minor < kOldestMinor || session.minor > kMinor)
+    add("another version of FUSE");
+  if (session.max_write < kGuestPage || session.max_write > kMaxWrite ||
+      session.max_pages > kMaxPages) {
+    add("larger requests");
+  }
+  return names;
 }
 
 fuse_init_out init_reply(const Negotiated& session) {

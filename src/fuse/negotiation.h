@@ -60,6 +60,10 @@ Result<Negotiated> negotiate(const fuse_init_in& guest, const Offer& offer);
 // warning: "posix_acl, killpriv_v2". Empty when it has all of them.
 std::string unmet_wishes(const Negotiated& session, const Offer& offer);
 
+// What a session that another daemon negotiated has and this one wouldn't have agreed to:
+// "writeback, flock". Empty when a guest can go on here.
+std::string not_on_offer(const Negotiated& session, const Offer& offer);
+
 // The reply: 64 bytes for every guest we answer (since 7.23).
 fuse_init_out init_reply(const Negotiated& session);
 

@@ -147,6 +147,30 @@ TEST(Negotiation, NamesTheWishesAGuestCannotFulfil) {
   EXPECT_EQ(unmet_wishes(settle(0, offer), offer), "");
 }
 
+TEST(Negotiation, NamesWhatASessionOfAnotherDaemonHasTooMuch) {
+  Offer offer;
+  EXPECT_EQ(not_on_offer(settle(kEverything), offer), "");
+  EXPECT_EQ(not_on_offer(settle(0), offer), "");
+  Offer more = offer;
+  more.flock = more.writeback = more.direct_io_mmap = true;
+  more.posix_acl = Wish::kAuto;
+  EXPECT_EQ(not_on_offer(settle(kEverything, more), more), "");
+  EXPECT_EQ(not_on_offer(settle(kEverything, more), offer),
+            "flock, writeback, allow-mmap, posix_acl");
+  Offer uncached = offer;
+  uncached.symlink_cache = false;
+  EXPECT_EQ(not_on_offer(settle(kEverything), uncached), "a cache other than none");
+  Negotiated session = settle(kEverything);
+  session.flags |= FUSE_MAP_ALIGNMENT;
+  EXPECT_EQ(not_on_offer(session, offer), "something this version doesn't know");
+  session = settle(kEverything);
+  session.minor = 1000;
+  EXPECT_EQ(not_on_offer(session, offer), "another version of FUSE");
+  session = settle(kEverything);
+  session.max_write = 2U << 20;
+  EXPECT_EQ(not_on_offer(session, offer), "larger requests");
+}
+
 TEST(Negotiation, RepliesWithEveryField) {
   const fuse_init_out out = init_reply(settle(kEverything));
   EXPECT_EQ(out.major, 7U);

@@ -85,8 +85,28 @@ struct HandleTable::State {
     return Errno{ESTALE};
   }
 
+  // What is in a busy slot from now on, whatever was there before.
+  void fill(std::uint32_t slot, HandleKind kind, InodeRef inode, UniqueFd fd,
+            std::uint32_t open_flags) {
+    HandleRecord& record = handles.at(slot);
+    record.node = inode.id().value;
+    record.fd = fd.release();
+    record.open_flags = open_flags;
+    record.kind = static_cast<std::uint16_t>(kind);
+    record.flock.store(0, std::memory_order_relaxed);
+    OpenState& open = open_state(slot);
+    inodes.opened(inode);
+    open.inode = std::move(inode);
+    {
+      Lock lock(open.directory_lock);
+      open.directory_offset = 0;
+    }
+    open.hints.store(0, std::memory_order_relaxed);
+    handles.publish(slot, 0);
+  }
+
   bool is(std::uint32_t slot, HandleKind kind) {
-    return handles.at(slot).kind == static_cast<std::uint32_t>(kind);
+    return handles.at(slot).kind == static_cast<std::uint16_t>(kind);
   }
 };
 
@@ -125,6 +145,13 @@ NodeId HandleRef::node() const {
 const InodeRef& HandleRef::inode() const {
   return state().inode;
 }
+int HandleRef::flock() const {
+  return table_->state_->handles.at(slot_).flock.load(std::memory_order_relaxed);
+}
+void HandleRef::note_flock(int operation) const {
+  table_->state_->handles.at(slot_).flock.store(static_cast<std::uint8_t>(operation),
+                                                std::memory_order_relaxed);
+}
 OpenState& HandleRef::state() const {
   return table_->state_->open_state(slot_);
 }
@@ -143,7 +170,7 @@ void HandleTable::take_over() {
   State& state = *state_;
   const auto is_whole = [&](std::uint32_t slot) {
     const HandleRecord& record = state.handles.at(slot);
-    if (record.kind > static_cast<std::uint32_t>(HandleKind::kDirectory)) return false;
+    if (record.kind > static_cast<std::uint16_t>(HandleKind::kDirectory)) return false;
     if (record.fd < 0) return false;
     auto inode = state.inodes.pin_open(NodeId{record.node}, FdRef{record.fd});
     if (!inode) return false;
@@ -161,21 +188,8 @@ Result<HandleId> HandleTable::insert(HandleKind kind, InodeRef inode, UniqueFd f
   State& state = *state_;
   if (state.handles.live() >= state.limit) return Errno{ENFILE};
   const std::uint32_t slot = TRY(state.handles.allocate());
-  HandleRecord& record = state.handles.at(slot);
-  record.node = inode.id().value;
-  record.fd = fd.release();
-  record.open_flags = open_flags;
-  record.kind = static_cast<std::uint32_t>(kind);
-  OpenState& open = state.open_state(slot);
-  state.inodes.opened(inode);
-  open.inode = std::move(inode);
-  {
-    Lock lock(open.directory_lock);
-    open.directory_offset = 0;
-  }
-  open.hints.store(0, std::memory_order_relaxed);
   const HandleId id{(std::uint64_t{state.handles.generation(slot)} << 32) | slot};
-  state.handles.publish(slot, 0);
+  state.fill(slot, kind, std::move(inode), std::move(fd), open_flags);
   return id;
 }
 
@@ -208,6 +222,45 @@ void HandleTable::clear() {
 
 std::uint32_t HandleTable::count() const {
   return state_->handles.live();
+}
+
+SavedSlots HandleTable::slots() const {
+  return {.used = state_->handles.used(), .generation = state_->handles.newest_generation()};
+}
+
+Result<void, Failure> HandleTable::for_each(
+    const std::function<Result<void, Failure>(const HandleRef&, HandleKind)>& what) {
+  HandleSlab& handles = state_->handles;
+  for (std::uint32_t slot = 1; slot < handles.used(); ++slot) {
+    if (!handles.try_pin(slot, handles.generation(slot))) continue;
+    const HandleRef handle{this, slot};
+    TRY(what(handle, static_cast<HandleKind>(handles.at(slot).kind)));
+  }
+  return {};
+}
+
+bool HandleTable::has_room_for(const SavedSlots& slots) const {
+  return slots.used <= state_->handles.capacity();
+}
+
+void HandleTable::begin_load() {
+  clear();
+  state_->handles.rewind(1);
+}
+
+Result<> HandleTable::load(HandleId id, HandleKind kind, InodeRef inode, UniqueFd fd,
+                           std::uint32_t open_flags) {
+  State& state = *state_;
+  if (state.handles.live() >= state.limit) return Errno{ENFILE};
+  if (generation_of(id) == 0) return Errno{EBADMSG};
+  const auto claimed = state.handles.claim(slot_of(id), generation_of(id));
+  if (!claimed) return claimed.error() == Errno{EEXIST} ? Errno{EBADMSG} : claimed.error();
+  state.fill(slot_of(id), kind, std::move(inode), std::move(fd), open_flags);
+  return {};
+}
+
+void HandleTable::end_load(const SavedSlots& slots) {
+  state_->handles.end_claims(slots.used, slots.generation);
 }
 
 }  // namespace virtiofsd

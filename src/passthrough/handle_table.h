@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "base/result.h"
 #include "base/sync.h"
 #include "passthrough/inode_store.h"
+#include "state/saved.h"
 #include "sys/fd.h"
 
 namespace virtiofsd {
@@ -54,6 +56,9 @@ class HandleRef {
   NodeId node() const;
   const InodeRef& inode() const;
   OpenState& state() const;
+  // What flock(2) holds for the guest: LOCK_SH, LOCK_EX or 0. For whoever the guest moves to.
+  int flock() const;
+  void note_flock(int operation) const;
 
  private:
   friend class HandleTable;
@@ -83,6 +88,20 @@ class HandleTable {
   Result<> release(HandleId id, HandleKind kind, NodeId node);
   void clear();
   std::uint32_t count() const;
+
+  // ---- another host (state/saved.h): while nothing is served ---
+  SavedSlots slots() const;
+  // Each open handle, pinned, until one says an error.
+  Result<void, Failure> for_each(
+      const std::function<Result<void, Failure>(const HandleRef&, HandleKind)>& what);
+  bool has_room_for(const SavedSlots& slots) const;
+  // Nothing is open.
+  void begin_load();
+  // As insert, under an id that was given elsewhere. EBADMSG when it can't have been.
+  Result<> load(HandleId id, HandleKind kind, InodeRef inode, UniqueFd fd,
+                std::uint32_t open_flags);
+  // Nothing more comes.
+  void end_load(const SavedSlots& slots);
 
   struct State;
 

@@ -9,7 +9,6 @@
 
 #include "base/uninitialized.h"
 namespace virtiofsd {
-namespace {
 
 std::uint32_t hash_name(std::string_view name) {
   std::uint64_t hash = name.size();
@@ -20,10 +19,8 @@ std::uint32_t hash_name(std::string_view name) {
     hash = mix_bits(hash ^ word);
     name.remove_prefix(n);
   }
-  return static_cast<std::uint32_t>(hash) | 1U;  // 0 means no name
+  return static_cast<std::uint32_t>(hash) | 1U;
 }
-
-}  // namespace
 
 void InodeStore::State::finish(std::uint32_t slot) {
   InodeRecord& record = at(slot);
@@ -86,6 +83,29 @@ bool InodeStore::State::add_lookups(std::uint32_t slot, std::uint64_t lookups) {
   return true;
 }
 
+void InodeStore::State::fill(std::uint32_t slot, const FileIdentity& identity, bool submount,
+                             UniqueFd fd) {
+  InodeRecord& record = at(slot);
+  record.ino = identity.ino;
+  record.birth = identity.birth;
+  record.mount = identity.mount;
+  record.type = identity.type;
+  record.submount = submount ? 1 : 0;
+  record.lookups.store(0, std::memory_order_relaxed);
+  record.parent.store(0, std::memory_order_relaxed);
+  record.name.store(0, std::memory_order_relaxed);
+  record.name_hash.store(0, std::memory_order_relaxed);
+  record.handle.store(0, std::memory_order_relaxed);
+  record.opens.store(0, std::memory_order_relaxed);
+  record.cold_children.store(0, std::memory_order_relaxed);
+  record.touched.store(fd ? 1 : 0, std::memory_order_relaxed);
+  record.queued.store(InodeRecord::kNotQueued, std::memory_order_relaxed);
+  record.unproven.store(0, std::memory_order_relaxed);
+  record.links.store(InodeRecord::kManyLinks, std::memory_order_relaxed);
+  if (fd) hot.fetch_add(1, std::memory_order_relaxed);
+  record.fd.store(fd.release(), std::memory_order_relaxed);
+}
+
 Result<std::uint32_t> InodeStore::State::find_or_insert(const FileIdentity& identity, NodeId parent,
                                                         std::optional<Name> name, UniqueFd fd,
                                                         bool submount) {
@@ -118,25 +138,12 @@ Result<std::uint32_t> InodeStore::State::find_or_insert(const FileIdentity& iden
     }
     if (inodes.live() >= settings.max_inodes) return Errno{ENFILE};
     const std::uint32_t slot = TRY(inodes.allocate());
+    fill(slot, identity, submount, std::move(fd));
     InodeRecord& record = at(slot);
-    record.ino = identity.ino;
-    record.birth = identity.birth;
-    record.mount = identity.mount;
-    record.type = identity.type;
-    record.submount = submount ? 1 : 0;
     record.lookups.store(1, std::memory_order_relaxed);
     record.parent.store(name ? parent.value : 0, std::memory_order_relaxed);
     record.name.store(std::exchange(reference, 0), std::memory_order_relaxed);
     record.name_hash.store(hash_of_name, std::memory_order_relaxed);
-    record.handle.store(0, std::memory_order_relaxed);
-    record.opens.store(0, std::memory_order_relaxed);
-    record.cold_children.store(0, std::memory_order_relaxed);
-    record.touched.store(cold ? 0 : 1, std::memory_order_relaxed);
-    record.queued.store(InodeRecord::kNotQueued, std::memory_order_relaxed);
-    record.unproven.store(0, std::memory_order_relaxed);
-    record.links.store(InodeRecord::kManyLinks, std::memory_order_relaxed);
-    if (fd) hot.fetch_add(1, std::memory_order_relaxed);
-    record.fd.store(fd.release(), std::memory_order_relaxed);
     index.link(of, slot, hash);
     inodes.publish(slot, 1);
     return slot;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //
 // What is behind InodeStore: the records and the ways between a guest's node
-// and the host's file. In four parts:
+// and the host's file. In five parts:
 //   inode_state.cc       pins, identity, names, file handles
 //   inode_reach.cc       hot and cold: descriptors, and how a file is found again
 //   inode_forgetting.cc  what the guest has forgotten
 //   inode_succession.cc  what a process takes over from one that died
+//   inode_migration.cc   what goes to another host
 //
 // Every method that takes a slot wants it pinned by the caller, unless it says
 // otherwise. No lock is held across a system call.
@@ -19,9 +20,14 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
+#include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/id.h"
 #include "base/name.h"
@@ -37,6 +43,7 @@
 #include "state/blobs.h"
 #include "state/plan.h"
 #include "state/records.h"
+#include "state/saved.h"
 #include "sys/fd.h"
 #include "sys/files.h"
 
@@ -62,6 +69,9 @@ constexpr std::uint32_t slot_of(NodeId id) {
 constexpr std::uint32_t generation_of(NodeId id) {
   return static_cast<std::uint32_t>(id.value >> 32);
 }
+
+// Of InodeRecord::name_hash; never 0, which means no name.
+std::uint32_t hash_name(std::string_view name);
 
 struct KnownName {
   std::array<char, Blobs::kMaxBytes + 1> text;
@@ -109,6 +119,8 @@ struct InodeStore::State {
 
   // Guard a record's last known name and its turning hot or cold; by slot.
   std::array<Mutex, kStripes> stripes;
+
+  std::vector<std::uint32_t> held_by_load;  // pinned while inodes come from another host
 
   std::atomic<std::uint32_t> hot = 0;
   std::atomic<std::uint32_t> remembered = 0;  // live records that the guest has forgotten
@@ -181,6 +193,9 @@ struct InodeStore::State {
 
   // More lookups of a pinned record. False when it has left the index meanwhile.
   bool add_lookups(std::uint32_t slot, std::uint64_t lookups);
+
+  // A busy record of that identity that takes `fd` (none: cold), with no name yet and no lookups.
+  void fill(std::uint32_t slot, const FileIdentity& identity, bool submount, UniqueFd fd);
 
   // A record for this identity, pinned, with one more lookup: the one that is
   // there already, or a new one that takes `fd` (none: cold).
@@ -378,6 +393,29 @@ struct InodeStore::State {
   bool is_own_descriptor(const InodeRecord& record, FdRef fd);
   // What was forgotten, once those who hold nodes have pinned them.
   void put_forgotten_in_line();
+
+  // ---- another host -----------------------------------------------------------------
+
+  // Where a file is to be found on the other side.
+  struct Place {
+    SavedPlace how = SavedPlace::kNone;
+    NodeId parent;
+    std::string name;  // or path
+    std::optional<sys::FileHandle> handle;
+  };
+  Place place_of(std::uint32_t slot, const SaveSettings& wanted,
+                 const std::function<bool(NodeId directory)>& is_sent);
+  // The path below the root of what a descriptor is of. ENOENT when it has none there.
+  Result<std::string> path_in_share(std::uint32_t slot, FdRef fd);
+  // O_PATH, without following any link.
+  Result<UniqueFd> walk(std::string_view path);
+  Result<> load_by_name(const SavedInode& saved, Name name, std::span<const std::byte> handle,
+                        bool same_files);
+  Result<> load_open(const SavedInode& saved, UniqueFd fd, std::span<const std::byte> handle,
+                     bool same_files);
+  // A record of that id.
+  Result<> claim(const SavedInode& saved, const FileIdentity& identity, NodeId parent,
+                 std::optional<Name> name, UniqueFd fd, bool submount);
 };
 
 }  // namespace virtiofsd

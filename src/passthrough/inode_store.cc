@@ -149,6 +149,7 @@ Result<InodeRef> InodeStore::pin_open(NodeId id, FdRef fd) {
 
 void InodeStore::end_take_over() {
   state_->put_forgotten_in_line();
+  for (const std::uint32_t slot : std::exchange(state_->held_by_load, {})) state_->unpin(slot);
 }
 
 Result<InodeRef> InodeStore::recall(NodeId id, struct statx* out) {

@@ -20,10 +20,13 @@
 
 #include <sys/stat.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
+#include <string>
 #include <string_view>
 
 #include "base/id.h"
@@ -34,7 +37,11 @@
 
 namespace virtiofsd {
 
+class FrameWriter;
 struct InodeRecord;
+struct SavedInode;
+struct SavedRoot;
+struct SavedSlots;
 class InodeStore;
 
 // A pin: while it lives, the record is not given to another inode and the
@@ -86,11 +93,11 @@ class InodeStore {
   static Result<std::unique_ptr<InodeStore>> create(UniqueFd root, Settings settings);
   ~InodeStore();
 
-  // With take_over, before the first request: a pin for who has the node open, whether the guest
+  // After take_over, before the first request: a pin for who has the node open, whether the guest
   // has forgotten it or not; and what is to come when all of those have theirs.
   // ESTALE if there is no such node, or `fd` isn't of it.
   Result<InodeRef> pin_open(NodeId id, FdRef fd);
-  void end_take_over();
+  void end_take_over();  // after end_load, too
 
   // A pin on a node the guest named. ESTALE for an id that was never given or
   // was forgotten. Lock-free.
@@ -168,6 +175,37 @@ class InodeStore {
 
   // Everything but the root is forgotten (INIT, DESTROY, reset), as by forget().
   void clear();
+
+  // ---- another host (state/saved.h): while nothing is served -----------------
+
+  // Whether to send the one and to ask for the other.
+  struct SaveSettings {
+    bool by_handle = false;     // kernel file handles instead of names
+    bool with_handles = false;  // beside names, so that the receiver can verify
+    bool confirm = false;       // look at every name first, also of what holds no descriptor
+  };
+  // What is in the way of an inode, and whether to go on without it.
+  using Lost = std::function<Result<void, Failure>(const SavedInode&, std::string what)>;
+  void describe(SavedRoot& root) const;
+  // All that the guest knows, each behind the directory it is in; how many. What can't be found
+  // is sent as that; `lost` is asked if the guest has it open.
+  Result<std::uint64_t, Failure> save(FrameWriter& to, const SaveSettings& settings,
+                                      const Lost& lost);
+
+  // Whether as many ids as the sender may have given can be told apart here.
+  bool has_room_for(const SavedSlots& slots) const;
+  // Nothing is here but the root, and nothing is remembered of what was.
+  void begin_load();
+  // One that was saved, under its id. What is there is looked at, and is the receiver's own from
+  // then on. ENOENT, ESTALE and errors of the system calls when it isn't there as it was;
+  // EBADMSG when what was sent makes no sense; ENFILE when there is no room.
+  // `same_files`: the root has the identity that it had for the sender.
+  Result<> load(const SavedInode& saved, const std::string& name, std::span<const std::byte> handle,
+                bool same_files);
+  // Nothing more is claimed. A pin for who has the node open, whether the guest has forgotten it
+  // or not. Then end_take_over().
+  void end_load(const SavedSlots& slots);
+  Result<InodeRef> pin_loaded(NodeId id);
 
   const std::shared_ptr<Arena>& arena() const;
   NodeId root() const { return NodeId{1}; }

@@ -827,6 +827,52 @@ void LockCore::take_over() {
   state_->take_over();
 }
 
+std::vector<LockCore::Held> LockCore::held() const {
+  std::vector<Held> all;
+  Lock lock(state_->mutex);
+  for (const auto& [node, owners] : state_->nodes) {
+    for (const auto& [id, owner] : owners) {
+      Lock hold(owner->mutex);
+      if (!owner->ranges.empty()) all.push_back({node, id, owner->ranges});
+    }
+  }
+  return all;
+}
+
+Result<> LockCore::load(NodeId node, LockOwner owner, LockOpener& opener, const LockRange& range) {
+  const bool is_lock = range.type == F_RDLCK || range.type == F_WRLCK;
+  if (!is_lock || range.start > range.end || range.end > kEnd) return Errno{EINVAL};
+  const State::Use its = TRY(state_->find_or_add(node, owner));
+  return state_->apply(*its, opener, range);
+}
+
+// The kernel's half of every lock.
+void LockCore::let_go() {
+  for (const Held& one : held()) {
+    const State::Use owner = state_->find(one.node, one.owner);
+    if (!owner) continue;
+    Lock lock(owner->mutex);
+    if (owner->descriptor)
+      (void)ofd_set(owner->descriptor->fd(), {.start = 0, .end = kEnd, .type = F_UNLCK});
+  }
+}
+
+std::uint32_t LockCore::take_again() {
+  std::uint32_t lost = 0;
+  for (const Held& one : held()) {
+    const State::Use owner = state_->find(one.node, one.owner);
+    if (!owner) continue;
+    Lock lock(owner->mutex);
+    for (const Range& range : one.ranges) {
+      if (!owner->descriptor) break;
+      if (ofd_set(owner->descriptor->fd(), range)) continue;
+      ++lost;
+      state_->drop(*owner, range);
+    }
+  }
+  return lost;
+}
+
 std::uint32_t LockCore::owners() const {
   return state_->owner_count.load(std::memory_order_acquire);
 }
@@ -873,7 +919,18 @@ Result<fuse_file_lock> LockTable::get(const HandleRef& handle, const fuse::LockA
 
 Result<> LockTable::set(fuse::Call& call, const HandleRef& handle, const fuse::LockArgs& args) {
   InodeOpener opener{inodes_, handle.inode()};
-  return core_.set(call, target_of(handle), opener, args);
+  auto result = core_.set(call, target_of(handle), opener, args);
+  if (args.flock) {
+    // One that can't be had in place of another has taken that, too: the kernel lets go first.
+    const bool is_held = result && args.type != F_UNLCK;
+    handle.note_flock(!is_held ? 0 : args.type == F_RDLCK ? LOCK_SH : LOCK_EX);
+  }
+  return result;
+}
+
+Result<> LockTable::load(const InodeRef& inode, LockOwner owner, const LockRange& range) {
+  InodeOpener opener{inodes_, inode};
+  return core_.load(inode.id(), owner, opener, range);
 }
 
 void LockTable::flush(NodeId node, LockOwner owner) {

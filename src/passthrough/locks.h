@@ -26,6 +26,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "base/id.h"
 #include "base/result.h"
@@ -33,6 +34,7 @@
 #include "fuse/file_system.h"
 #include "passthrough/handle_table.h"
 #include "passthrough/inode_store.h"
+#include "passthrough/lock_records.h"
 #include "state/arena.h"
 #include "sys/fd.h"
 
@@ -82,6 +84,15 @@ class LockCore {
   void cancel_waits();
   void clear();
   void take_over();
+  struct Held {
+    NodeId node;
+    LockOwner owner;
+    std::vector<LockRange> ranges;
+  };
+  std::vector<Held> held() const;
+  Result<> load(NodeId node, LockOwner owner, LockOpener& opener, const LockRange& range);
+  void let_go();
+  std::uint32_t take_again();
 
   std::uint32_t owners() const;   // descriptors held now
   std::uint32_t ranges() const;   // ranges held now
@@ -132,6 +143,16 @@ class LockTable {
   // In a worker that comes after another, before any other use and in one
   // thread: the record locks of that one are this one's. Its waits are not.
   void take_over();
+
+  // ---- another host, while nothing is served ---
+  // The record locks, by owner.
+  std::vector<LockCore::Held> held() const { return core_.held(); }
+  // One that was held elsewhere. EAGAIN when another holds it; as set otherwise.
+  Result<> load(const InodeRef& inode, LockOwner owner, const LockRange& range);
+  // The host may give all record locks to others, though the table still has them; and they are
+  // to be held again. How many could not be: those are gone from the table.
+  void let_go() { core_.let_go(); }
+  std::uint32_t take_again() { return core_.take_again(); }
 
  private:
   InodeStore& inodes_;

@@ -3,7 +3,7 @@
 // The file system that is served: a shared directory, operation by operation,
 // with the caller's credentials where they matter. One file per theme:
 // lookup.cc, attributes.cc, entries.cc, io.cc, directories.cc, xattrs.cc,
-// ioctls.cc, locks.cc. Knows no ring and no socket.
+// ioctls.cc, locks.cc, migration.cc. Knows no ring and no socket.
 //
 // Always true: only regular files and directories are ever opened, everything
 // else is only named (O_PATH); no symbolic link is followed on the host; what
@@ -22,6 +22,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
 #include "fuse/file_system.h"
@@ -30,12 +31,15 @@
 #include "passthrough/id_map.h"
 #include "passthrough/inode_store.h"
 #include "passthrough/locks.h"
+#include "passthrough/migration_settings.h"
 #include "passthrough/xattr_map.h"
 
 namespace virtiofsd {
 
 class ScopedCredentials;
 class ScopedWithoutFsetid;
+struct SavedEnd;
+struct SavedHandle;
 
 class Passthrough final : public fuse::FileSystem {
  public:
@@ -67,6 +71,7 @@ class Passthrough final : public fuse::FileSystem {
     std::uint32_t max_lock_owners = 4096;  // descriptors that hold record locks
     InodeStore::Settings inodes;
     std::uint32_t max_handles = 1U << 20;
+    MigrationSettings migration;
   };
 
   // `root`: the shared directory, O_PATH or O_RDONLY.
@@ -151,6 +156,12 @@ class Passthrough final : public fuse::FileSystem {
   void interrupt(std::uint64_t unique) override;
   void cancel_waits() override;
 
+  // migration.cc
+  Result<void, Failure> save(FrameWriter& to) override;
+  Result<void, Failure> load(FrameReader& from) override;
+  void let_go_of_locks() override;
+  void take_locks_again() override;
+
   // For the daemon: waits for locks end with EINTR, so that a queue can stop.
   LockTable& locks() { return locks_; }
   const InodeStore& inodes() const { return *inodes_; }
@@ -231,6 +242,14 @@ class Passthrough final : public fuse::FileSystem {
   template <typename Add>
   Result<> list(fuse::Call& call, HandleId handle, std::uint64_t offset, fuse::DirectoryWriter& out,
                 std::size_t ratio, Add&& add);
+
+  // migration.cc
+  // Without something, where that is allowed; says so once.
+  class Missing;
+  class Loading;
+  Result<> load_handle(const SavedHandle& saved);
+  Result<void, Failure> save_locks(FrameWriter& to, const std::unordered_set<NodeId>& without,
+                                   SavedEnd& sent);
 
   // xattrs.cc
   // The host's name; ENOTSUP for an ACL in a session without them.

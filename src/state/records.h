@@ -65,8 +65,10 @@ struct HandleRecord {
   std::atomic<std::uint64_t> head;
   std::uint64_t node;  // NodeId
   std::int32_t fd;
-  std::uint32_t open_flags;  // open(2) flags the descriptor was opened with
-  std::uint32_t kind;        // HandleKind
+  std::uint32_t open_flags;         // open(2) flags the descriptor was opened with
+  std::uint16_t kind;               // HandleKind
+  std::atomic<std::uint8_t> flock;  // LOCK_SH, LOCK_EX or 0: what the guest's flock(2) holds
+  std::uint8_t padding;
   std::atomic<std::uint32_t> next_free;
 };
 static_assert(sizeof(HandleRecord) == 32);

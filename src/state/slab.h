@@ -217,6 +217,53 @@ class Slab {
     header_->free_list.store(list, std::memory_order_release);
   }
 
+  // This very slot, busy, with this generation, for a record that had them elsewhere. ENFILE when
+  // there is no such slot, EEXIST when it is in use. While nobody else uses the slab, and followed
+  // by end_claims before anything is allocated or freed.
+  Result<> claim(std::uint32_t slot, std::uint32_t generation) {
+    if (slot == 0 || slot >= capacity_) return Errno{ENFILE};
+    const std::uint32_t now_used = used();
+    std::atomic<std::uint64_t>& head = records_[slot].head;
+    if (slot < now_used &&
+        SlotHead::state(head.load(std::memory_order_relaxed)) != SlotState::kFree) {
+      return Errno{EEXIST};
+    }
+    head.store(SlotHead::make(generation, SlotState::kBusy), std::memory_order_relaxed);
+    header_->used.store(std::max(now_used, slot + 1), std::memory_order_release);
+    header_->live.fetch_add(1, std::memory_order_relaxed);
+    return {};
+  }
+  // The slots between those that were claimed are free, and so are those up to `slots`. What was
+  // found in one of them elsewhere had no generation above `generation`: it won't be found here.
+  void end_claims(std::uint32_t slots, std::uint32_t generation) {
+    header_->used.store(std::max(used(), std::min(slots, capacity_)), std::memory_order_release);
+    std::uint32_t list = 0;
+    for (std::uint32_t slot = used(); slot-- > 1;) {
+      std::atomic<std::uint64_t>& head = records_[slot].head;
+      const std::uint64_t now = head.load(std::memory_order_relaxed);
+      if (SlotHead::state(now) != SlotState::kFree) continue;
+      head.store(SlotHead::make(std::max(SlotHead::generation(now), generation), SlotState::kFree),
+                 std::memory_order_relaxed);
+      (records_[slot].*Next).store(list, std::memory_order_relaxed);
+      list = slot;
+    }
+    header_->free_list.store(list, std::memory_order_release);
+  }
+  // When none from `first` on is in use: as if none ever had been. While nobody else uses the slab.
+  void rewind(std::uint32_t first) {
+    for (std::uint32_t slot = first; slot < used(); ++slot) {
+      if (state(slot) != SlotState::kFree) return;
+    }
+    header_->used.store(first, std::memory_order_release);
+    header_->free_list.store(0, std::memory_order_release);
+  }
+  // For end_claims elsewhere.
+  std::uint32_t newest_generation() const {
+    std::uint32_t newest = 0;
+    for (std::uint32_t slot = 1; slot < used(); ++slot) newest = std::max(newest, generation(slot));
+    return newest;
+  }
+
   // Gives the slot back; what it held was taken care of.
   void free(std::uint32_t slot) {
     std::atomic<std::uint64_t>& head = records_[slot].head;

@@ -424,6 +424,57 @@ TEST(Blobs, ReuseWhatWasRemovedAndSayWhenFull) {
   EXPECT_EQ(*blobs.add(std::as_bytes(std::span{name})), last);
 }
 
+TEST_F(SlabTest, AClaimedSlotIsFoundByTheIdItHadElsewhere) {
+  ASSERT_TRUE(slab_.claim(7, 3));
+  ASSERT_TRUE(slab_.claim(4, 9));
+  slab_.publish(7, 0);
+  slab_.publish(4, 0);
+  slab_.end_claims(12, 20);
+  EXPECT_TRUE(slab_.try_pin(7, 3));
+  EXPECT_TRUE(slab_.try_pin(4, 9));
+  EXPECT_EQ(slab_.live(), 2U);
+  // The others are free, once each, and none gets an id that may have been given.
+  std::set<std::uint32_t> given{4, 7};
+  for (int i = 0; i < 9; ++i) {
+    const std::uint32_t slot = *slab_.allocate();
+    EXPECT_TRUE(given.insert(slot).second) << slot;
+    EXPECT_LT(slot, 12U);
+    EXPECT_EQ(slab_.generation(slot), 21U);
+  }
+  EXPECT_EQ(*slab_.allocate(), 12U);
+}
+
+TEST_F(SlabTest, ASlotIsClaimedOnce) {
+  ASSERT_TRUE(slab_.claim(5, 1));
+  EXPECT_EQ(slab_.claim(5, 2).error(), Errno{EEXIST});
+  slab_.publish(5, 0);
+  EXPECT_EQ(slab_.claim(5, 2).error(), Errno{EEXIST});
+  EXPECT_EQ(slab_.claim(0, 1).error(), Errno{ENFILE});
+  EXPECT_EQ(slab_.claim(slab_.capacity(), 1).error(), Errno{ENFILE});
+}
+
+TEST_F(SlabTest, SlotsElsewhereAreNoMoreThanThereAreHere) {
+  slab_.end_claims(0xffffffff, 1);
+  EXPECT_EQ(slab_.used(), slab_.capacity());
+  std::set<std::uint32_t> given;
+  for (auto slot = slab_.allocate(); slot; slot = slab_.allocate()) given.insert(*slot);
+  EXPECT_EQ(given.size(), slab_.capacity() - 1);
+}
+
+TEST_F(SlabTest, RewindsOnlyWhatIsFree) {
+  const std::uint32_t slot = live_slot();
+  (void)live_slot();
+  slab_.rewind(2);
+  EXPECT_EQ(slab_.used(), 3U) << "one is in use";
+  ASSERT_TRUE(slab_.retire(2, slab_.generation(2)));
+  slab_.free(2);
+  slab_.rewind(2);
+  EXPECT_EQ(slab_.used(), 2U);
+  EXPECT_TRUE(slab_.try_pin(slot, slab_.generation(slot)));
+  EXPECT_EQ(*slab_.allocate(), 2U);
+  EXPECT_EQ(*slab_.allocate(), 3U);
+}
+
 TEST(Blobs, AReferenceThatLeadsOutNamesAnEmptyString) {
   auto arena = *Arena::create(kPlan);
   const auto memory = arena->section(SectionKind::kBlobs).first(64 * Blobs::kUnit);

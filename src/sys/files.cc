@@ -180,6 +180,15 @@ Result<UniqueFd> open_by_handle_at(FdRef mount, const FileHandle& handle, int fl
   return opened(::open_by_handle_at(mount.number(), raw, flags | O_CLOEXEC));
 }
 
+Result<std::string> path_of(FdRef fd) {
+  std::string path(PATH_MAX, '\0');
+  const ssize_t size =
+      ::readlinkat(proc_self_fd().number(), FdName{fd}.c_str(), path.data(), path.size());
+  if (size < 0) return Errno::last();
+  path.resize(static_cast<std::size_t>(size));
+  return path;
+}
+
 Result<UniqueFd> reopen(FdRef fd, int flags) {
   CHECK((flags & (O_CREAT | O_NOFOLLOW)) == 0);
   return opened(::openat(proc_self_fd().number(), FdName{fd}.c_str(), flags | O_CLOEXEC));

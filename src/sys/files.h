@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 
 #include "base/name.h"
 #include "base/result.h"
@@ -54,6 +55,10 @@ Result<FileHandle> name_to_handle_at(FdRef fd);  // of the descriptor itself
 // Needs CAP_DAC_READ_SEARCH in the initial user namespace. `mount` is any
 // descriptor on the same mount (not O_PATH).
 Result<UniqueFd> open_by_handle_at(FdRef mount, const FileHandle& handle, int flags);
+
+// The path of the object, as far as this process's root reaches; " (deleted)" is behind that of a
+// name that is gone, and a file may be called so.
+Result<std::string> path_of(FdRef fd);
 
 // A new open file of what `fd` (usually O_PATH) names, through the private
 // /proc/self/fd. `flags` must not hold O_CREAT or O_NOFOLLOW.

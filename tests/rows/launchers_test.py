@@ -116,6 +116,7 @@ class LauncherTest(unittest.TestCase):
         said = subprocess.run([BINARY, "--print-capabilities"], capture_output=True, text=True,
                               timeout=20, check=True).stdout
         self.assertIn('"separate-options"', said)
+        self.assertIn('"migrate-precopy"', said)
 
     @unittest.skipUnless(ROOT, "is started by root")
     def test_kata(self):

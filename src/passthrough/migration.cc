@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// The guest moves to another host: what it knows and has open is sent (save), and had again from
+// the shared directory there (load). Deleted files have no name to be sent by, so they stay behind.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <thread>
+#include <unordered_set>
+#include <vector>
+
+#include "base/log.h"
+#include "passthrough/passthrough.h"
+#include "state/plan.h"
+#include "state/saved.h"
+#include "state/stream.h"
+#include "sys/files.h"
+
+namespace virtiofsd {
+namespace {
+
+using std::chrono::steady_clock;
+
+// The sender lets go of its locks once its VMM has heard that all was sent.
+constexpr auto kPatienceForLocks = std::chrono::seconds(5);
+constexpr auto kLockPause = std::chrono::milliseconds(5);
+
+// What an open file may be opened with again.
+constexpr std::uint32_t kReopenFlags = O_ACCMODE | O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME |
+                                       O_SYNC | O_DSYNC | O_LARGEFILE | O_NOCTTY;
+
+template <Plain T>
+Result<void, Failure> put(FrameWriter& to, SavedKind kind, const T& saved,
+                          std::span<const std::byte> rest = {}) {
+  const auto done = to.put(static_cast<std::uint32_t>(kind), {raw_bytes(saved), rest});
+  if (!done) return Failure{"can't send the state", done.error()};
+  return {};
+}
+
+const Failure& nonsense() {
+  static const Failure failure{"the state makes no sense: it is damaged, or not of a virtiofsd"};
+  return failure;
+}
+
+std::string as_text(std::span<const std::byte> bytes) {
+  return {static_cast<const char*>(static_cast<const void*>(bytes.data())), bytes.size()};
+}
+
+template <typename Try>
+Result<> with_patience(steady_clock::time_point deadline, Try attempt) {
+  for (;;) {
+    auto done = attempt();
+    if (done || done.error() != Errno{EAGAIN} || steady_clock::now() >= deadline) return done;
+    std::this_thread::sleep_for(kLockPause);
+  }
+}
+
+}  // namespace
+
+// What can't be moved: an error, or, where the operator has said so, as many lines in the log as
+// somebody reads.
+class Passthrough::Missing {
+ public:
+  explicit Missing(bool goes_on) : goes_on_(goes_on) {}
+  ~Missing() {
+    if (count_ > kLoud) log::warn("migration goes on without {} more", count_ - kLoud);
+  }
+  Missing(const Missing&) = delete;
+  Missing& operator=(const Missing&) = delete;
+
+  Result<void, Failure> note(const std::string& what) {
+    if (!goes_on_) {
+      return Failure{
+          what +
+          " (with --migration-on-error=guest-error migration goes on, and the guest gets "
+          "errors for what is missing)"};
+    }
+    if (++count_ <= kLoud) log::warn("migration goes on without this: {}", what);
+    return {};
+  }
+
+ private:
+  static constexpr std::uint64_t kLoud = 20;
+  const bool goes_on_;
+  std::uint64_t count_ = 0;
+};
+
+// ---- sending ----------------------------------------------------------------------
+
+Result<void, Failure> Passthrough::save(FrameWriter& to) {
+  SavedRoot root;
+  inodes_->describe(root);
+  root.handles = handles_.slots();
+  TRY(put(to, SavedKind::kRoot, root));
+
+  Missing missing{settings_.migration.goes_on};
+  std::unordered_set<NodeId> without;
+  SavedEnd sent;
+  sent.inodes = TRY(
+      inodes_->save(to,
+                    {.by_handle = settings_.migration.by_handle,
+                     .with_handles = settings_.migration.verify_handles,
+                     .confirm = settings_.migration.confirm_paths},
+                    [&](const SavedInode& inode, const std::string& name) {
+                      without.insert(NodeId{inode.id});
+                      return missing.note(fmt::format(
+                          "a file that the guest has open has no name in the shared directory any "
+                          "more; it was called '{}'",
+                          name));
+                    }));
+  TRY(handles_.for_each([&](const HandleRef& handle, HandleKind kind) -> Result<void, Failure> {
+    if (without.contains(handle.node())) return {};
+    ++sent.handles;
+    return put(to, SavedKind::kHandle,
+               SavedHandle{.id = handle.id().value,
+                           .node = handle.node().value,
+                           .open_flags = handle.open_flags(),
+                           .kind = static_cast<std::uint16_t>(kind),
+                           .flock = static_cast<std::uint8_t>(handle.flock())});
+  }));
+  TRY(save_locks(to, without, sent));
+  TRY(put(to, SavedKind::kEnd, sent));
+  if (const auto flushed = to.flush(); !flushed)
+    return Failure{"can't send the state", flushed.error()};
+  log::info("migration: sent {} inodes, {} open files and the locks of {}", sent.inodes,
+            sent.handles, sent.lock_owners);
+  return {};
+}
+
+Result<void, Failure> Passthrough::save_locks(FrameWriter& to,
+                                              const std::unordered_set<NodeId>& without,
+                                              SavedEnd& sent) {
+  for (const LockCore::Held& held : locks_.held()) {
+    if (without.contains(held.node)) continue;
+    std::vector<SavedLockRange> ranges;
+    for (const LockRange& range : held.ranges) {
+      ranges.push_back({.start = range.start,
+                        .end = range.end,
+                        .handle = range.handle.value,
+                        .type = range.type,
+                        .pid = range.pid});
+    }
+    for (std::span<const SavedLockRange> rest{ranges}; !rest.empty();) {
+      const auto now = rest.first(std::min<std::size_t>(rest.size(), SavedLockOwner::kMostRanges));
+      rest = rest.subspan(now.size());
+      ++sent.lock_owners;
+      TRY(put(to, SavedKind::kLockOwner,
+              SavedLockOwner{.node = held.node.value,
+                             .owner = held.owner.value,
+                             .ranges = static_cast<std::uint32_t>(now.size())},
+              std::as_bytes(now)));
+    }
+  }
+  return {};
+}
+
+// Until the guest is there for certain, the locks are still here: the table has them.
+void Passthrough::let_go_of_locks() {
+  locks_.let_go();
+  (void)handles_.for_each([](const HandleRef& handle, HandleKind) -> Result<void, Failure> {
+    if (handle.flock() != 0) (void)::flock(handle.fd().number(), LOCK_UN);
+    return {};
+  });
+}
+
+void Passthrough::take_locks_again() {
+  std::uint32_t lost = locks_.take_again();
+  (void)handles_.for_each([&](const HandleRef& handle, HandleKind) -> Result<void, Failure> {
+    if (handle.flock() == 0 || ::flock(handle.fd().number(), handle.flock() | LOCK_NB) == 0)
+      return {};
+    handle.note_flock(0);
+    ++lost;
+    return {};
+  });
+  if (lost != 0) {
+    log::warn(
+        "the guest goes on here after all, but others hold {} of its locks by now: it has "
+        "lost them",
+        lost);
+  }
+}
+
+// ---- receiving --------------------------------------------------------------------
+
+// What comes, frame by frame. Nothing of it is believed: ids have to be free, names are looked up,
+// files are what they are here.
+class Passthrough::Loading {
+ public:
+  explicit Loading(Passthrough& to) : to_(to), missing_(to.settings_.migration.goes_on) {}
+
+  Result<void, Failure> take_all(FrameReader& from) {
+    FrameReader::Frame first = TRY(next(from));
+    const auto root = first.body.take<SavedRoot>();
+    if (first.kind != static_cast<std::uint32_t>(SavedKind::kRoot) || !root) return nonsense();
+    if (!to_.inodes_->has_room_for(root->inodes) || !to_.handles_.has_room_for(root->handles))
+      return Failure{"the guest knew more files at once than fit here"};
+    SavedRoot own;
+    to_.inodes_->describe(own);
+    same_files_ = own.ino == root->ino && own.birth == root->birth;
+    while (!ended_) {
+      const FrameReader::Frame frame = TRY(next(from));
+      TRY(take(static_cast<SavedKind>(frame.kind), frame.body));
+    }
+    if (const auto end = from.expect_end(); !end) return nonsense();
+    to_.inodes_->end_load(root->inodes);
+    to_.handles_.end_load(root->handles);
+    TRY(take_locks());
+    to_.inodes_->end_take_over();
+    log::info("migration: the guest has {} inodes here, {} open files and the locks of {}{}",
+              seen_.inodes, seen_.handles, seen_.lock_owners,
+              stale_ == 0 ? "" : fmt::format("; {} names were out of date", stale_));
+    return {};
+  }
+
+ private:
+  struct FileLock {
+    HandleId id;
+    HandleKind kind;
+    int operation;
+  };
+  struct RecordLock {
+    NodeId node;
+    LockOwner owner;
+    LockRange range;
+  };
+
+  static Result<FrameReader::Frame, Failure> next(FrameReader& from) {
+    auto frame = from.next();
+    if (!frame) return Failure{"can't read the state", frame.error()};
+    return std::move(*frame);
+  }
+
+  Result<void, Failure> take(SavedKind kind, Reader body) {
+    switch (kind) {
+      case SavedKind::kInode:
+        ++seen_.inodes;
+        if (seen_.handles != 0) return nonsense();
+        return take_inode(body);
+      case SavedKind::kHandle:
+        ++seen_.handles;
+        return take_handle(body);
+      case SavedKind::kLockOwner:
+        ++seen_.lock_owners;
+        return take_lock_owner(body);
+      case SavedKind::kEnd: {
+        const auto end = body.take<SavedEnd>();
+        ended_ = end && end->inodes == seen_.inodes && end->handles == seen_.handles &&
+                 end->lock_owners == seen_.lock_owners;
+        if (!ended_) return nonsense();
+        return {};
+      }
+      default:
+        return nonsense();
+    }
+  }
+
+  Result<void, Failure> take_inode(Reader body) {
+    auto saved = body.take<SavedInode>();
+    if (!saved) return nonsense();
+    const auto text = body.take_bytes(saved->name_size);
+    const auto handle = body.take_bytes(saved->handle_size);
+    if (!text || !handle || !body.rest().empty()) return nonsense();
+    const std::string name = as_text(*text);
+    const Result<> loaded = to_.inodes_->load(*saved, name, *handle, same_files_);
+    if (loaded) return {};
+    const Errno why = loaded.error();
+    if (why == Errno{EBADMSG}) return nonsense();
+    if (why == Errno{EPERM} && saved->place == SavedPlace::kHandle) {
+      return Failure{
+          "the other virtiofsd names files by kernel file handles, which this one may not open: "
+          "start it with --migration-mode=file-handles, too, or the other one without"};
+    }
+    // Where the files are the same, what isn't there was gone there, too, or has gone since.
+    if (same_files_ && saved->open == 0) {
+      ++stale_;
+    } else {
+      const std::string what =
+          saved->name_size != 0 ? fmt::format("'{}'", name) : fmt::format("inode {}", saved->ino);
+      TRY(missing_.note(
+          fmt::format("{} isn't in the shared directory as it was: {}", what, why.text())));
+    }
+    saved->place = SavedPlace::kNone;
+    const Result<> as_none = to_.inodes_->load(*saved, {}, {}, same_files_);
+    if (as_none) return {};
+    if (as_none.error() == Errno{EBADMSG}) return nonsense();
+    return Failure{"can't keep an inode", as_none.error()};
+  }
+
+  Result<void, Failure> take_handle(Reader body) {
+    const auto saved = body.take<SavedHandle>();
+    if (!saved) return nonsense();
+    const Result<> loaded = to_.load_handle(*saved);
+    if (!loaded && loaded.error() == Errno{EBADMSG}) return nonsense();
+    if (!loaded) {
+      return missing_.note(
+          fmt::format("a file that the guest has open can't be opened: {}", loaded.error().text()));
+    }
+    if (saved->flock == LOCK_SH || saved->flock == LOCK_EX) {
+      file_locks_.push_back(
+          {HandleId{saved->id}, static_cast<HandleKind>(saved->kind), int{saved->flock}});
+    }
+    return {};
+  }
+
+  Result<void, Failure> take_lock_owner(Reader body) {
+    const auto saved = body.take<SavedLockOwner>();
+    if (!saved || saved->ranges > SavedLockOwner::kMostRanges) return nonsense();
+    for (std::uint32_t i = 0; i < saved->ranges; ++i) {
+      const auto range = body.take<SavedLockRange>();
+      if (!range || record_locks_.size() >= kMaxLockRangeRecords) return nonsense();
+      record_locks_.push_back({NodeId{saved->node},
+                               LockOwner{saved->owner},
+                               {.start = range->start,
+                                .end = range->end,
+                                .type = range->type,
+                                .pid = range->pid,
+                                .handle = HandleId{range->handle}}});
+    }
+    return {};
+  }
+
+  // When all else is here: the sender lets go of them only when it has sent everything.
+  Result<void, Failure> take_locks() {
+    const auto deadline = steady_clock::now() + kPatienceForLocks;
+    const auto note_missing = [&](Errno why) {
+      return missing_.note(fmt::format("a lock of the guest's can't be had: {}", why.text()));
+    };
+    for (const FileLock& lock : file_locks_) {
+      const auto handle = to_.handles_.find(lock.id, lock.kind);
+      if (!handle) return nonsense();
+      const Result<> locked = with_patience(deadline, [&]() -> Result<> {
+        if (::flock(handle->fd().number(), lock.operation | LOCK_NB) == 0) return {};
+        return Errno::last();
+      });
+      if (!locked) {
+        TRY(note_missing(locked.error()));
+        continue;
+      }
+      handle->note_flock(lock.operation);
+    }
+    for (const RecordLock& lock : record_locks_) {
+      const auto inode = to_.inodes_->pin_loaded(lock.node);
+      if (!inode || !inode->is_regular()) return nonsense();
+      const Result<> locked =
+          with_patience(deadline, [&] { return to_.locks_.load(*inode, lock.owner, lock.range); });
+      if (!locked) TRY(note_missing(locked.error()));
+    }
+    return {};
+  }
+
+  Passthrough& to_;
+  Missing missing_;
+  bool same_files_ = false;
+  bool ended_ = false;
+  SavedEnd seen_;
+  std::uint64_t stale_ = 0;
+  std::vector<FileLock> file_locks_;
+  std::vector<RecordLock> record_locks_;
+};
+
+Result<> Passthrough::load_handle(const SavedHandle& saved) {
+  if (saved.kind > static_cast<std::uint16_t>(HandleKind::kDirectory)) return Errno{EBADMSG};
+  const auto kind = static_cast<HandleKind>(saved.kind);
+  auto inode = inodes_->pin_loaded(NodeId{saved.node});
+  if (!inode) return Errno{EBADMSG};  // inodes come first
+  const bool is_directory = kind == HandleKind::kDirectory;
+  if (is_directory ? !inode->is_directory() : !inode->is_regular()) return Errno{EBADMSG};
+  const auto flags = static_cast<int>(saved.open_flags & kReopenFlags);
+  OpenPlan plan{.flags = flags, .may_append = true};
+  UniqueFd fd = TRY(is_directory ? inodes_->open(*inode, O_RDONLY | (flags & O_NOATIME))
+                                 : open_regular(*inode, plan));
+  return handles_.load(HandleId{saved.id}, kind, std::move(*inode), std::move(fd),
+                       static_cast<std::uint32_t>(is_directory ? flags : plan.flags));
+}
+
+Result<void, Failure> Passthrough::load(FrameReader& from) {
+  const auto begin = [&] {
+    locks_.clear();
+    handles_.begin_load();
+    inodes_->begin_load();
+  };
+  begin();
+  auto loaded = Loading{*this}.take_all(from);
+  if (!loaded) begin();
+  return loaded;
+}
+
+}  // namespace virtiofsd

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//
+// What a guest's file system is made of when the guest moves to another host: frames of a stream
+// (stream.h), each a fixed struct with bytes behind it. The sender's descriptors mean nothing to
+// the receiver, so an inode is a place in the shared directory, and a handle is opened anew. The
+// ids are the guest's and stay.
+//
+//   session, root, inodes (a directory before what is in it), handles, lock owners, end
+//
+// A change of any of these is another kVersion.
+#pragma once
+
+#include <cstdint>
+
+namespace virtiofsd {
+
+enum class SavedKind : std::uint32_t { kSession = 1, kRoot, kInode, kHandle, kLockOwner, kEnd };
+
+// What INIT settled (fuse::Negotiated).
+struct SavedSession {
+  static constexpr std::uint64_t kMagic = 0x65746174'73736676;  // "vfsstate"
+  static constexpr std::uint32_t kVersion = 1;
+
+  std::uint64_t magic = kMagic;
+  std::uint32_t version = kVersion;
+  std::uint32_t major = 0;  // of FUSE; 0: no INIT yet
+  std::uint32_t minor = 0;
+  std::uint32_t max_readahead = 0;
+  std::uint64_t flags = 0;
+  std::uint32_t max_write = 0;
+  std::uint16_t max_pages = 0;
+  std::uint16_t max_background = 0;
+  std::uint16_t congestion_threshold = 0;
+  std::uint16_t padding = 0;
+  std::uint32_t more_padding = 0;
+};
+static_assert(sizeof(SavedSession) == 48);
+
+// Of a slab: which ids may have been given.
+struct SavedSlots {
+  std::uint32_t used = 0;
+  std::uint32_t generation = 0;  // the newest
+};
+
+// The root's identity: where the receiver has the same, it has the same files.
+struct SavedRoot {
+  std::uint64_t ino = 0;
+  std::int64_t birth = 0;  // ns; 0: says nothing
+  SavedSlots inodes;
+  SavedSlots handles;
+};
+static_assert(sizeof(SavedRoot) == 32);
+
+// How an inode is found.
+enum class SavedPlace : std::uint8_t {
+  kName,    // in a directory that was sent before, under the name that follows
+  kPath,    // the path below the root that follows
+  kHandle,  // by the kernel file handle that follows
+  kNone,    // not at all: the guest can't use it any more
+};
+
+// Behind it the name or path, then the handle: type (4 bytes) and the kernel's bytes.
+struct SavedInode {
+  std::uint64_t id = 0;       // NodeId
+  std::uint64_t lookups = 0;  // what the guest owes
+  std::uint64_t parent = 0;   // NodeId; with kName
+  std::uint64_t ino = 0;
+  std::int64_t birth = 0;  // ns; 0: says nothing
+  SavedPlace place = SavedPlace::kNone;
+  std::uint8_t type = 0;  // S_IFMT >> 12
+  std::uint8_t open = 0;  // the guest has it open
+  std::uint8_t padding = 0;
+  std::uint16_t name_size = 0;
+  std::uint16_t handle_size = 0;
+};
+static_assert(sizeof(SavedInode) == 48);
+
+struct SavedHandle {
+  std::uint64_t id = 0;    // HandleId
+  std::uint64_t node = 0;  // NodeId
+  std::uint32_t open_flags = 0;
+  std::uint16_t kind = 0;  // HandleKind
+  std::uint8_t flock = 0;  // LOCK_SH, LOCK_EX or 0
+  std::uint8_t padding = 0;
+};
+static_assert(sizeof(SavedHandle) == 24);
+
+// Behind it its ranges, at most kMostRanges: an owner with more comes several times.
+struct SavedLockOwner {
+  static constexpr std::uint32_t kMostRanges = 1024;
+  std::uint64_t node = 0;
+  std::uint64_t owner = 0;
+  std::uint32_t ranges = 0;
+  std::uint32_t padding = 0;
+};
+static_assert(sizeof(SavedLockOwner) == 24);
+
+struct SavedLockRange {
+  std::uint64_t start = 0;
+  std::uint64_t end = 0;     // inclusive
+  std::uint64_t handle = 0;  // HandleId it was set through
+  std::uint32_t type = 0;    // F_RDLCK, F_WRLCK
+  std::uint32_t pid = 0;     // the guest's
+};
+static_assert(sizeof(SavedLockRange) == 32);
+
+// How many of each came.
+struct SavedEnd {
+  std::uint64_t inodes = 0;
+  std::uint64_t handles = 0;
+  std::uint64_t lock_owners = 0;
+};
+static_assert(sizeof(SavedEnd) == 24);
+
+}  // namespace virtiofsd
