@@ -326,11 +326,15 @@ Result<void, Failure> FrontEnd::send_call(unsigned queue) {
 }
 
 Result<void, Failure> FrontEnd::start_queue(unsigned queue) {
+  return start_queue(queue, queues_[queue].ring->base());
+}
+
+Result<void, Failure> FrontEnd::start_queue(unsigned queue, std::uint32_t base) {
   const bool uml = options_.style == FrontEndOptions::Style::kUml;
   Queue& started = queues_[queue];
   if (uml) TRY(send_call(queue));
   TRY(tell_vring(kSetVringNum, queue, started.ring->options().size));
-  TRY(tell_vring(kSetVringBase, queue, started.ring->base()));
+  TRY(tell_vring(kSetVringBase, queue, base));
   const VringAddress address = vring_address(queue);
   TRY(tell(kSetVringAddr, bytes_of(address)));
   const int error[] = {started.error.number()};

@@ -91,6 +91,8 @@ class FrontEnd {
   Result<void, Failure> negotiate();
   Result<void, Failure> share_memory();
   Result<void, Failure> start_queue(unsigned queue);
+  // Where the back-end said that it stopped, with requests in flight.
+  Result<void, Failure> start_queue(unsigned queue, std::uint32_t base);
 
   // ENABLE 0, then GET_VRING_BASE: the base the back-end reports.
   Result<std::uint32_t, Failure> stop_queue(unsigned queue);

@@ -107,12 +107,14 @@ class Crew::Hand final : public fuse::Scheduler {
     leads_ = true;
     helps_ = false;
     announced_ = false;
+    is_put_off_ = false;
     turn_.reset();
   }
   void begin_to_help() {
     leads_ = false;
     helps_ = true;
     announced_ = false;
+    is_put_off_ = false;
   }
   // The request is served. True when this thread still leads, or helps.
   bool end() {
@@ -152,6 +154,10 @@ class Crew::Hand final : public fuse::Scheduler {
     give_place_away();
     return {};
   }
+
+  void put_off() override { is_put_off_ = true; }
+  // This request isn't to be answered, if it needn't be.
+  bool is_put_off() const { return is_put_off_; }
 
   void lock_wait_ended() override {
     Lock lock(crew_.mutex_);
@@ -194,6 +200,7 @@ class Crew::Hand final : public fuse::Scheduler {
   std::uint64_t state_ = 0;
   bool leads_ = false;
   bool helps_ = false;
+  bool is_put_off_ = false;
   bool announced_ = false;  // this request said that it may block, then:
   Clock::time_point announced_at_;
   std::optional<NodeId> turn_;  // what this request takes turns on
@@ -505,6 +512,11 @@ std::uint32_t Crew::serve(Hand& hand, const virtio::Chain& chain) {
   return dispatcher_.serve(chain.readable, chain.writable, delivery, hand, hand.scratch);
 }
 
+// For good, or, what waits for a lock while the queue stops, until it starts again.
+void Crew::give_back(const Hand& hand, const virtio::Chain& chain, std::uint32_t written) {
+  if (!hand.is_put_off() || !queue_.put_off(chain)) queue_.push(chain, written);
+}
+
 bool Crew::help(Hand& hand) {
   Signals signals(queue_);
   virtio::Chain chain;
@@ -515,11 +527,11 @@ bool Crew::help(Hand& hand) {
     const std::uint32_t behind = chain.behind;
     const std::uint32_t written = serve(hand, chain);
     if (!hand.end()) {
-      queue_.push(chain, written);
+      give_back(hand, chain, written);
       return true;
     }
     if (stopping_.load(std::memory_order_relaxed) || dismissed_.load(std::memory_order_relaxed)) {
-      queue_.push(chain, written);
+      give_back(hand, chain, written);
       popped = false;
     } else {
       popped = queue_.push_and_pop(written, hand.chain_scratch, chain);
@@ -551,11 +563,11 @@ bool Crew::lead(Hand& hand) {
       const std::uint32_t behind = chain.behind;
       const std::uint32_t written = serve(hand, chain);
       if (!hand.end()) {
-        queue_.push(chain, written);
+        give_back(hand, chain, written);
         return true;
       }
       if (stopping_.load(std::memory_order_relaxed)) {
-        queue_.push(chain, written);
+        give_back(hand, chain, written);
         break;
       }
       popped = queue_.push_and_pop(written, hand.chain_scratch, chain);

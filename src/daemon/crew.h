@@ -121,6 +121,7 @@ class Crew {
   // Both: true when a request blocked, so that another thread has the place by now.
   bool lead(Hand& hand);
   bool help(Hand& hand);
+  void give_back(const Hand& hand, const virtio::Chain& chain, std::uint32_t written);
   std::uint32_t serve(Hand& hand, const virtio::Chain& chain);
   void consider_help(const virtio::Chain& chain);
   void call_helper();

@@ -151,6 +151,7 @@ Result<> Device::reset_device() {
     rings_[index]->kicked = false;
     journal_.ring(index).kicked = 0;
   }
+  drop_put_off();
   dispatcher_.reset();
   keep_status(0);
   return {};
@@ -331,7 +332,7 @@ Result<> Device::start_if_ready(std::uint32_t index) {
   }
   if (started) {
     ring.again = false;
-    journal_.ring(index).started = 1;
+    journal_.ring(index).started = SessionRecord::Ring::kStarted;
   }
   if (!started) {
     constexpr std::uint32_t kLoudFailures = 20;
@@ -347,16 +348,23 @@ Result<> Device::start_if_ready(std::uint32_t index) {
   return started;
 }
 
+void Device::note_stopped(std::uint32_t index) {
+  virtio::Queue& queue = rings_[index]->queue;
+  SessionRecord::Ring& kept = journal_.ring(index);
+  note_base(queue.stop(), kept);
+  kept.started = queue.has_put_off() ? SessionRecord::Ring::kInterrupted : 0;
+}
+
 void Device::stop(std::uint32_t index) {
   Ring& ring = *rings_[index];
   if (ring.crew && ring.crew->running()) {
     ring.crew->stop();
-    note_base(ring.queue.stop(), journal_.ring(index));
-    journal_.ring(index).started = 0;
+    note_stopped(index);
   }
+  // It ran when a process died, and what was in flight then is so still.
   if (std::exchange(ring.again, false)) {
-    note_base(ring.queue.stop(), journal_.ring(index));
-    journal_.ring(index).started = 0;
+    ring.queue.resume_put_off(ring.size, ring.queue.stop());
+    note_stopped(index);
   }
 }
 
@@ -402,14 +410,33 @@ bool Device::runs() const {
                              [](const auto& ring) { return ring->crew && ring->crew->running(); });
 }
 
-Result<void, Failure> Device::transfer(vhost_user::TransferDirection direction, FdRef channel,
-                                       FdRef cancelled) {
-  if (direction == vhost_user::TransferDirection::kSave) {
-    FrameWriter to{channel, cancelled};
-    return dispatcher_.save(to);
+std::vector<SavedQueue> Device::put_off_requests() const {
+  std::vector<SavedQueue> queues;
+  for (std::uint32_t index = 0; index < rings_.size(); ++index) {
+    const virtio::Queue& queue = rings_[index]->queue;
+    if (queue.has_put_off()) queues.push_back({index, queue.put_off_requests()});
   }
-  FrameReader from{channel, cancelled};
-  return dispatcher_.load(from);
+  return queues;
+}
+
+Result<> Device::go_on_with(const std::vector<SavedQueue>& queues) {
+  drop_put_off();
+  for (const SavedQueue& saved : queues) {
+    if (saved.index >= rings_.size()) return Errno{EINVAL};
+    TRY(rings_[saved.index]->queue.load_put_off(saved.requests));
+    SessionRecord::Ring& kept = journal_.ring(saved.index);
+    kept.started = SessionRecord::Ring::kInterrupted;
+    note_base(saved.requests.base, kept);
+  }
+  return {};
+}
+
+void Device::drop_put_off() {
+  for (std::uint32_t index = 0; index < rings_.size(); ++index) {
+    rings_[index]->queue.drop_put_off();
+    SessionRecord::Ring& kept = journal_.ring(index);
+    if (kept.started == SessionRecord::Ring::kInterrupted) kept.started = 0;
+  }
 }
 
 Result<std::optional<UniqueFd>> Device::set_device_state_fd(vhost_user::TransferDirection direction,
@@ -424,11 +451,23 @@ Result<std::optional<UniqueFd>> Device::set_device_state_fd(vhost_user::Transfer
     file_system_.thread_started();
     if (settings_.prepare_thread) settings_.prepare_thread();
   };
-  transfer_ = TRY(StateTransfer::begin(std::move(channel), prepare,
-                                       [this, direction](FdRef from_or_to, FdRef cancelled) {
-                                         return transfer(direction, from_or_to, cancelled);
-                                       }));
   saves_ = direction == vhost_user::TransferDirection::kSave;
+  loaded_.clear();
+  StateTransfer::Work work;
+  if (saves_) {
+    work = [this](FdRef channel_to, FdRef cancelled) -> Result<void, Failure> {
+      FrameWriter to{channel_to, cancelled};
+      TRY(save_queues(to, put_off_requests()));
+      return dispatcher_.save(to);
+    };
+  } else {
+    work = [this](FdRef channel_from, FdRef cancelled) -> Result<void, Failure> {
+      FrameReader from{channel_from, cancelled};
+      loaded_ = TRY(load_queues(from));
+      return dispatcher_.load(from);
+    };
+  }
+  transfer_ = TRY(StateTransfer::begin(std::move(channel), prepare, std::move(work)));
   return std::optional<UniqueFd>{};
 }
 
@@ -443,6 +482,12 @@ Result<> Device::check_device_state() {
   if (saves_) {
     file_system_.let_go_of_locks();
     has_let_go_ = true;
+    return {};
+  }
+  if (const Result<> goes_on = go_on_with(loaded_); !goes_on) {
+    log::error("migration failed: what is in flight makes no sense");
+    dispatcher_.reset();
+    return goes_on;
   }
   return {};
 }
@@ -550,7 +595,9 @@ Result<std::size_t> Device::resume(std::uint32_t index, const SessionRecord::Rin
   TRY(ring.queue.set_error(std::move(error)));
   ring.queue.set_enabled(settings.enabled != 0);
   ring.kicked = settings.kicked != 0;
-  if (settings.started == 0) {
+  if (settings.started == SessionRecord::Ring::kInterrupted)
+    ring.queue.resume_put_off(settings.size, settings.base);
+  if (settings.started != SessionRecord::Ring::kStarted) {
     // The VMM has been told why, if it can't.
     (void)start_if_ready(index);
     return 0;

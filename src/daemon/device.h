@@ -18,6 +18,7 @@
 
 #include "daemon/crew.h"
 #include "daemon/device_journal.h"
+#include "daemon/saved_queues.h"
 #include "daemon/state_transfer.h"
 #include "daemon/watchdog.h"
 #include "fuse/dispatcher.h"
@@ -120,10 +121,12 @@ class Device final : public vhost_user::Backend {
   Result<std::size_t> resume(std::uint32_t index, const SessionRecord::Ring& settings);
   Result<> resume_memory();
   void stop(std::uint32_t index);
+  void note_stopped(std::uint32_t index);
   void use_memory(std::shared_ptr<const GuestMemory> memory);
   bool runs() const;
-  Result<void, Failure> transfer(vhost_user::TransferDirection direction, FdRef channel,
-                                 FdRef cancelled);
+  std::vector<SavedQueue> put_off_requests() const;
+  Result<> go_on_with(const std::vector<SavedQueue>& queues);
+  void drop_put_off();
 
   fuse::FileSystem& file_system_;
   fuse::Dispatcher& dispatcher_;
@@ -140,7 +143,8 @@ class Device final : public vhost_user::Backend {
   UniqueFd backend_requests_;
   // The guest has gone to another host, as far as the VMM has said: its locks are there.
   bool has_let_go_ = false;
-  bool saves_ = false;  // what the transfer does
+  bool saves_ = false;              // what the transfer does
+  std::vector<SavedQueue> loaded_;  // by the transfer's thread, used when that has ended
   std::unique_ptr<StateTransfer> transfer_;
 };
 

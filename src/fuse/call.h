@@ -48,6 +48,9 @@ class Scheduler {
   // Pairs with lock_wait_ended.
   virtual Result<> about_to_wait_for_lock() = 0;
   virtual void lock_wait_ended() = 0;
+  // The wait ends for no other reason than stopping(): where that can be, the request isn't
+  // answered now and comes again when the queue goes on. Before lock_wait_ended.
+  virtual void put_off() {}
   // The queue is being stopped: waits should end (a blocked wait gets EINTR by signal).
   virtual bool stopping() const = 0;
 };

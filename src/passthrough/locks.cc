@@ -206,6 +206,7 @@ struct Waiter {
   const fuse::Scheduler* scheduler = nullptr;
   pthread_t thread{};
   std::atomic<bool> cancelled{false};
+  std::atomic<bool> given_up{false};  // by the guest, not only here
   std::atomic<bool> released{false};  // the handle was released meanwhile
 };
 
@@ -280,8 +281,9 @@ struct LockCore::State {
   std::optional<std::vector<Wanted>> enter(Waiter& waiter) EXCLUDES(waiters_mutex);
   bool closes_a_round(const Wanted& wanted, std::vector<Wanted> waiting) EXCLUDES(mutex);
   void leave(Waiter& waiter) EXCLUDES(waiters_mutex);
+  enum class Cause : std::uint8_t { kStop, kGuest, kRelease };
   template <typename Matches>
-  void cancel(bool released, const Matches& matches) EXCLUDES(waiters_mutex);
+  void cancel(Cause cause, const Matches& matches) EXCLUDES(waiters_mutex);
 };
 
 LockCore::State::Use LockCore::State::find(NodeId node, LockOwner owner) {
@@ -590,6 +592,9 @@ Result<> LockCore::State::wait(fuse::Call& call, const LockTarget& target, Waite
       // cancels goes on waking until we have left.
       if (waiter.cancelled.load(std::memory_order_acquire) || call.scheduler.stopping()) {
         result = Errno{EINTR};
+        const bool may_come_again =
+            call.scheduler.stopping() && !waiter.given_up.load(std::memory_order_acquire);
+        if (may_come_again) call.scheduler.put_off();
         break;
       }
       result = block();
@@ -641,13 +646,14 @@ void LockCore::State::leave(Waiter& waiter) {
 }
 
 template <typename Matches>
-void LockCore::State::cancel(bool released, const Matches& matches) {
+void LockCore::State::cancel(Cause cause, const Matches& matches) {
   if (waiter_count.load(std::memory_order_acquire) == 0) return;
   Lock lock(waiters_mutex);
   for (Waiter* waiter : waiters) {
     if (!matches(*waiter)) continue;
     // In this order: who sees `cancelled` sees why.
-    if (released) waiter->released.store(true, std::memory_order_release);
+    if (cause == Cause::kRelease) waiter->released.store(true, std::memory_order_release);
+    if (cause != Cause::kStop) waiter->given_up.store(true, std::memory_order_release);
     waiter->cancelled.store(true, std::memory_order_release);
   }
   for (int i = 0; i < kWakes; ++i) {
@@ -787,7 +793,8 @@ void LockCore::flush(NodeId node, LockOwner owner) {
 }
 
 void LockCore::release(const LockTarget& target, bool flock_unlock) {
-  state_->cancel(true, [&](const Waiter& waiter) { return waiter.handle == target.handle; });
+  state_->cancel(State::Cause::kRelease,
+                 [&](const Waiter& waiter) { return waiter.handle == target.handle; });
   // Other pins of the handle may keep its descriptor, and so its flock, for a while.
   if (flock_unlock) (void)file_lock(target.fd, LOCK_UN);
   {
@@ -799,11 +806,13 @@ void LockCore::release(const LockTarget& target, bool flock_unlock) {
 }
 
 void LockCore::interrupt(std::uint64_t unique) {
-  state_->cancel(false, [&](const Waiter& waiter) { return waiter.unique == unique; });
+  state_->cancel(State::Cause::kGuest,
+                 [&](const Waiter& waiter) { return waiter.unique == unique; });
 }
 
 void LockCore::cancel_waits() {
-  state_->cancel(false, [](const Waiter& waiter) { return waiter.scheduler->stopping(); });
+  state_->cancel(State::Cause::kStop,
+                 [](const Waiter& waiter) { return waiter.scheduler->stopping(); });
 }
 
 void LockCore::clear() {
@@ -820,7 +829,7 @@ void LockCore::clear() {
       state_->lose(*owner);
     }
   }
-  state_->cancel(false, [](const Waiter&) { return true; });
+  state_->cancel(State::Cause::kGuest, [](const Waiter&) { return true; });
 }
 
 void LockCore::take_over() {

@@ -42,7 +42,7 @@ Result<void, Failure> put(FrameWriter& to, SavedKind kind, const T& saved,
 }
 
 const Failure& nonsense() {
-  static const Failure failure{"the state makes no sense: it is damaged, or not of a virtiofsd"};
+  static const Failure failure{"the state makes no sense: it is damaged"};
   return failure;
 }
 

@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::uint64_t kMagic = 0x616e657261736676;  // "vfsarena"
 // One more whenever a record means something else: programs of two versions may meet at an arena.
-constexpr std::uint32_t kVersion = 2;
+constexpr std::uint32_t kVersion = 3;
 constexpr std::size_t kPage = 4096;
 // The size is a promise to whoever maps it.
 constexpr int kSealed = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;

@@ -171,8 +171,10 @@ struct SessionRecord {
     std::uint8_t has_base;
     std::uint8_t has_kick;  // SET_VRING_KICK came, with a descriptor or without
     std::uint8_t enabled;
-    std::uint8_t kicked;   // as in Device
-    std::uint8_t started;  // requests may be in flight
+    std::uint8_t kicked;                             // as in Device
+    static constexpr std::uint8_t kStarted = 1;      // requests may be in flight
+    static constexpr std::uint8_t kInterrupted = 2;  // it has stopped, and some still are
+    std::uint8_t started;
     std::uint8_t padding;
   };
 

@@ -5,24 +5,72 @@
 // the receiver, so an inode is a place in the shared directory, and a handle is opened anew. The
 // ids are the guest's and stay.
 //
-//   session, root, inodes (a directory before what is in it), handles, lock owners, end
+//   head, rings with what is in flight, session, root, inodes (a directory before what is in it),
+//   handles, lock owners, end
 //
 // A change of any of these is another kVersion.
 #pragma once
 
 #include <cstdint>
 
+#include "state/records.h"
+
 namespace virtiofsd {
 
-enum class SavedKind : std::uint32_t { kSession = 1, kRoot, kInode, kHandle, kLockOwner, kEnd };
+enum class SavedKind : std::uint32_t {
+  kHead = 1,
+  kRing,
+  kRequests,
+  kDescriptors,
+  kSession,
+  kRoot,
+  kInode,
+  kHandle,
+  kLockOwner,
+  kEnd
+};
 
-// What INIT settled (fuse::Negotiated).
-struct SavedSession {
+struct SavedHead {
   static constexpr std::uint64_t kMagic = 0x65746174'73736676;  // "vfsstate"
   static constexpr std::uint32_t kVersion = 1;
 
   std::uint64_t magic = kMagic;
   std::uint32_t version = kVersion;
+  std::uint32_t rings = 0;
+};
+static_assert(sizeof(SavedHead) == 16);
+
+// A ring that stopped with requests in flight: waits for locks. Behind it frames with as many of
+// each as it says, in pieces of at most kPiece.
+struct SavedRing {
+  static constexpr std::uint32_t kPiece = 1024;
+  std::uint32_t index = 0;
+  std::uint32_t size = 0;
+  std::uint32_t packed = 0;
+  std::uint32_t number = 0;  // of the next request
+  std::uint32_t base = 0;    // as in SET_VRING_BASE
+  std::uint32_t requests = 0;
+  std::uint32_t descriptors = 0;  // packed rings
+  std::uint32_t padding = 0;
+};
+static_assert(sizeof(SavedRing) == 32);
+
+struct SavedRequest {
+  std::uint64_t word = 0;  // RingRecord::cells
+  std::uint32_t cell = 0;
+  std::uint32_t padding = 0;
+};
+static_assert(sizeof(SavedRequest) == 16);
+
+struct SavedDescriptor {
+  DescriptorCopy copy{};
+  std::uint32_t cell = 0;
+  std::uint32_t padding = 0;
+};
+static_assert(sizeof(SavedDescriptor) == 32);
+
+// What INIT settled (fuse::Negotiated).
+struct SavedSession {
   std::uint32_t major = 0;  // of FUSE; 0: no INIT yet
   std::uint32_t minor = 0;
   std::uint32_t max_readahead = 0;
@@ -34,7 +82,7 @@ struct SavedSession {
   std::uint16_t padding = 0;
   std::uint32_t more_padding = 0;
 };
-static_assert(sizeof(SavedSession) == 48);
+static_assert(sizeof(SavedSession) == 40);
 
 // Of a slab: which ids may have been given.
 struct SavedSlots {

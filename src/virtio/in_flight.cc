@@ -173,4 +173,45 @@ void InFlight::copy_descriptors(std::uint16_t cell, std::vector<PackedDescriptor
   }
 }
 
+LeftOver InFlight::left_over(std::uint32_t size, bool packed) const {
+  LeftOver all{.size = size,
+               .packed = packed,
+               .number = progress().number,
+               .base = progress().base,
+               .requests = {},
+               .descriptors = {}};
+  for (std::uint32_t i = 0; i < size; ++i) {
+    const auto cell = static_cast<std::uint16_t>(i);
+    const std::uint64_t now = word(cell);
+    const bool in_flight = (now & RingRecord::kTaken) != 0 && (now & RingRecord::kGiving) == 0;
+    if (!in_flight) continue;
+    all.requests.push_back({cell, now});
+    if (!packed) continue;
+    std::uint16_t at = cell;
+    for (std::uint32_t left = copy(cell).count; left != 0 && at < size; --left) {
+      all.descriptors.push_back({at, copy(at)});
+      at = copy(at).next;
+    }
+  }
+  return all;
+}
+
+Result<> InFlight::load(const LeftOver& left_over) {
+  const std::uint32_t size = left_over.size;
+  if (size == 0 || size > RingRecord::kMostSlots) return Errno{EINVAL};
+  const auto is_outside = [size](const auto& one) { return one.cell >= size; };
+  if (std::ranges::any_of(left_over.requests, is_outside) ||
+      std::ranges::any_of(left_over.descriptors, is_outside)) {
+    return Errno{EINVAL};
+  }
+  begin(size, left_over.packed, left_over.base);
+  for (const LeftOver::Descriptor& one : left_over.descriptors) copy(one.cell) = one.copy;
+  // Nothing was half done in a ring that stopped.
+  constexpr std::uint64_t kUsed = std::uint64_t{0xffff} << kUsedShift;
+  for (const LeftOver::Request& one : left_over.requests)
+    set_word(one.cell, (one.word | RingRecord::kTaken) & ~(RingRecord::kGiving | kUsed));
+  store_progress(left_over.number, left_over.base);
+  return {};
+}
+
 }  // namespace virtiofsd::virtio

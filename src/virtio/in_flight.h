@@ -14,11 +14,30 @@
 #include <span>
 #include <vector>
 
+#include "base/result.h"
 #include "state/records.h"
 #include "virtio/chain.h"
 #include "virtio/packed_ring.h"
 
 namespace virtiofsd::virtio {
+
+// What is in flight in a ring that has stopped, for another host.
+struct LeftOver {
+  struct Request {
+    std::uint16_t cell = 0;
+    std::uint64_t word = 0;  // as in RingRecord::cells
+  };
+  struct Descriptor {
+    std::uint16_t cell = 0;
+    DescriptorCopy copy{};
+  };
+  std::uint32_t size = 0;  // of the ring
+  bool packed = false;
+  std::uint32_t number = 0;  // of the next request
+  std::uint32_t base = 0;    // as in SET_VRING_BASE
+  std::vector<Request> requests;
+  std::vector<Descriptor> descriptors;  // packed rings
+};
 
 class InFlight {
  public:
@@ -64,6 +83,10 @@ class InFlight {
   std::uint32_t deaths_of(std::uint16_t cell, bool blame);
   // The descriptors of a packed cell.
   void copy_descriptors(std::uint16_t cell, std::vector<PackedDescriptor>& out) const;
+  // Of a ring like this; and there, instead of begin() and before all else that a successor does.
+  // EINVAL when a cell is outside of the ring.
+  LeftOver left_over(std::uint32_t size, bool packed) const;
+  Result<> load(const LeftOver& left_over);
   // How many slots it takes.
   std::uint32_t slots_of(std::uint16_t cell) const { return packed_ ? copy(cell).count : 1; }
 

@@ -227,6 +227,11 @@ Result<> Queue::start(bool again) {
   Lock lock(mutex_);
   if (running_) return {};
   const bool packed = (features_ & kRingPacked) != 0;
+  if (!again && interrupted_ && base_ &&
+      *interrupted_ == Interrupted{.size = size_, .packed = packed, .base = *base_}) {
+    again = true;
+    blame_ = false;
+  }
   if (!packed && !std::has_single_bit(size_)) return Errno{EINVAL};
   const Located located = TRY(locate());
   const RingFeatures ring_features{.indirect = (features_ & kIndirectDescriptors) != 0,
@@ -242,6 +247,8 @@ Result<> Queue::start(bool again) {
   ring_in_memory_ = true;
   broken_ = false;
   running_ = true;
+  interrupted_.reset();
+  put_off_ = 0;
   // Of what was given back last the log may not have heard.
   if (again) log_device_areas(packed);
   open_gate_if_serving();
@@ -349,12 +356,12 @@ std::uint32_t Queue::stop() {
   close_gate();
   running_ = false;
   while (in_flight_ != 0) drained_.wait(mutex_);
-  if (split_ || packed_) base_ = base_now();
-  if (!left_over_.empty()) {
-    log::warn("queue {}: {} requests of a process that died are lost: the VMM stopped the queue",
-              index_, left_over_.size());
-    left_over_.clear();
+  if (split_ || packed_) {
+    base_ = base_now();
+    if (put_off_ != 0 || !left_over_.empty())
+      interrupted_ = {.size = size_, .packed = packed_.has_value(), .base = *base_};
   }
+  left_over_.clear();
   split_.reset();
   packed_.reset();
   held_.clear();
@@ -364,8 +371,40 @@ std::uint32_t Queue::stop() {
   return base_.value_or((features_ & kRingPacked) != 0 ? kFirstPackedBase : kFirstSplitBase);
 }
 
+void Queue::drop_put_off() {
+  Lock lock(mutex_);
+  interrupted_.reset();
+}
+
+bool Queue::has_put_off() const {
+  Lock lock(mutex_);
+  return interrupted_.has_value();
+}
+
+LeftOver Queue::put_off_requests() const {
+  Lock lock(mutex_);
+  if (!interrupted_) return {};
+  return in_flight_log_->left_over(interrupted_->size, interrupted_->packed);
+}
+
+Result<> Queue::load_put_off(const LeftOver& left_over) {
+  Lock lock(mutex_);
+  if (running_) return Errno{EBUSY};
+  if (!in_flight_log_) return Errno{EOPNOTSUPP};
+  TRY(in_flight_log_->load(left_over));
+  interrupted_ = {.size = left_over.size, .packed = left_over.packed, .base = left_over.base};
+  return {};
+}
+
+void Queue::resume_put_off(std::uint32_t size, std::uint32_t base) {
+  Lock lock(mutex_);
+  if (in_flight_log_)
+    interrupted_ = {.size = size, .packed = (features_ & kRingPacked) != 0, .base = base};
+}
+
 void Queue::reset() {
   stop();
+  drop_put_off();
   std::shared_ptr<const UniqueFd> kick;  // closed and unmapped after the lock
   std::shared_ptr<const sys::Notifier> call;
   std::shared_ptr<const sys::Notifier> error;
@@ -399,6 +438,17 @@ Result<bool> Queue::pop(ChainScratch& scratch, Chain& chain) {
 void Queue::push(const Chain& chain, std::uint32_t written) {
   Lock lock(mutex_);
   give_back(chain, written);
+}
+
+bool Queue::put_off(const Chain& chain) {
+  Lock lock(mutex_);
+  if (!in_flight_log_) return false;
+  (void)chain;  // its cell says that it is in flight
+  CHECK(in_flight_ > 0);
+  --in_flight_;
+  ++put_off_;
+  drained_.notify_all();
+  return true;
 }
 
 Result<bool> Queue::push_and_pop(std::uint32_t written, ChainScratch& scratch, Chain& chain) {

@@ -8,7 +8,7 @@
 // is always true:
 //  - pop yields nothing unless the queue is started, enabled, not broken and
 //    its ring lies in the current memory;
-//  - stop returns when every chain that was popped has been pushed;
+//  - stop returns when every chain that was popped has been pushed or put off;
 //  - a ring that breaks the rules breaks its queue (error descriptor, one log
 //    line) until reset or stop, and nothing else.
 #pragma once
@@ -110,9 +110,19 @@ class Queue {
   // While it is disabled: waits until no more than `most` are in flight. False when `deadline`
   // passes before.
   bool await_in_flight(std::uint32_t most, std::chrono::steady_clock::time_point deadline);
-  // From now on pop yields nothing. Waits until nothing is in flight. Returns
-  // the base, as in GET_VRING_BASE; a start without set_base goes on there.
+  // From now on pop yields nothing. Waits until nothing is in flight but what was put off. Returns
+  // the base, as in GET_VRING_BASE; a start without set_base goes on there, and one there or with
+  // the same base yields first what was put off.
   std::uint32_t stop();
+  // Nobody waits for what was put off: the driver begins anew.
+  void drop_put_off();
+  // What was put off in a queue that is stopped, for another host; and there, before it starts.
+  LeftOver put_off_requests() const;
+  // EINVAL when that makes no sense.
+  Result<> load_put_off(const LeftOver& left_over);
+  bool has_put_off() const;
+  // Stopped by a process that died, with requests put off.
+  void resume_put_off(std::uint32_t size, std::uint32_t base);
   // stop, and forget everything that was set.
   void reset();
 
@@ -125,6 +135,9 @@ class Queue {
   // The driver can see it when this returns, with IN_ORDER when its turn has
   // come. Chains may come back in any order.
   void push(const Chain& chain, std::uint32_t written) EXCLUDES(mutex_);
+  // Instead of push, while the queue stops: it stays in flight for the next start. False where
+  // nothing keeps what is in flight.
+  [[nodiscard]] bool put_off(const Chain& chain) EXCLUDES(mutex_);
   // push, then pop into the same chain, with the lock taken once.
   Result<bool> push_and_pop(std::uint32_t written, ChainScratch& scratch, Chain& chain)
       EXCLUDES(mutex_);
@@ -231,6 +244,15 @@ class Queue {
   std::optional<InFlight> in_flight_log_ GUARDED_BY(mutex_);
   // Cells in flight from before, the first to be served last.
   std::vector<std::uint16_t> left_over_ GUARDED_BY(mutex_);
+  std::uint32_t put_off_ GUARDED_BY(mutex_) = 0;  // since the last start
+  // Stopped with requests in flight, in a ring like this: what is there goes on in such a one.
+  struct Interrupted {
+    std::uint32_t size = 0;
+    bool packed = false;
+    std::uint32_t base = 0;
+    friend bool operator==(const Interrupted&, const Interrupted&) = default;
+  };
+  std::optional<Interrupted> interrupted_ GUARDED_BY(mutex_);
   bool blame_ GUARDED_BY(mutex_) = false;
   std::vector<PackedDescriptor> copied_ GUARDED_BY(mutex_);  // of the one being taken again
 

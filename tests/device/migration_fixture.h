@@ -41,12 +41,16 @@ class MigrationFixture : public DeviceFixture, public ::testing::WithParamInterf
   }
 
   void stop_queues() {
-    for (unsigned queue = 0; queue < vmm().queue_count(); ++queue)
-      ASSERT_OK(vmm().stop_queue(queue));
+    bases_.clear();
+    for (unsigned queue = 0; queue < vmm().queue_count(); ++queue) {
+      const auto base = vmm().stop_queue(queue);
+      ASSERT_TRUE(base) << base.error().text();
+      bases_.push_back(*base);
+    }
   }
   void start_queues() {
     for (unsigned queue = 0; queue < vmm().queue_count(); ++queue)
-      ASSERT_OK(vmm().start_queue(queue));
+      ASSERT_OK(vmm().start_queue(queue, bases_[queue]));
   }
 
   // What the daemon sends, and in `outcome` what it says of it: 0 is good.
@@ -130,7 +134,8 @@ class MigrationFixture : public DeviceFixture, public ::testing::WithParamInterf
   }
 
   FrontEndOptions vmm_;
-  int source_ = -1;  // the connection to the daemon before
+  std::vector<std::uint32_t> bases_;  // where the queues stopped
+  int source_ = -1;                   // the connection to the daemon before
   std::vector<std::unique_ptr<DaemonProcess>> before_;
 };
 

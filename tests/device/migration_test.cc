@@ -193,6 +193,91 @@ TEST_P(Migration, AGuestThatStaysKeepsItsLocks) {
   EXPECT_REFUSED(EAGAIN, fuse().setlk(file, handle, 8, lock(F_WRLCK, 8, 9)));
 }
 
+// A guest that waits for a lock must not be told EINTR for it: no signal came.
+TEST_P(Migration, AWaitForALockGoesOnAfterAPause) {
+  start_up();
+  if (HasFatalFailure()) return;
+  tree().write("file", "0123456789");
+  const std::uint64_t file = node("file");
+  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
+  const auto waiter = fuse().begin_setlkw(file, handle, 8, lock(F_WRLCK, 2, 5));
+  ASSERT_TRUE(waiter);
+  EXPECT_DONE(fuse().getattr(file));  // it is being served
+  for (int times = 0; times < 3; ++times) {
+    stop_queues();
+    if (HasFatalFailure()) return;
+    start_queues();
+    if (HasFatalFailure()) return;
+    EXPECT_DONE(fuse().getattr(file));
+    EXPECT_FALSE(fuse().done(*waiter));
+  }
+  EXPECT_DONE(fuse().flush(file, handle, 7));
+  EXPECT_EQ(fuse().finish(*waiter).error, 0);
+  EXPECT_REFUSED(EAGAIN, fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
+}
+
+TEST_P(Migration, AWaitForALockGoesOnElsewhere) {
+  start_up({"-o", "flock"});
+  if (HasFatalFailure()) return;
+  tree().write("file", "0123456789");
+  const std::uint64_t file = node("file");
+  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  const std::uint64_t other = GET(fuse().open(file, O_RDWR)).fh;
+  EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
+  EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK), true));
+  const auto waiter = fuse().begin_setlkw(file, handle, 8, lock(F_RDLCK, 2, 5));
+  ASSERT_TRUE(waiter);
+  const auto flocker = fuse().begin_setlkw(file, other, 8, lock(F_WRLCK), true);
+  ASSERT_TRUE(flocker);
+  EXPECT_DONE(fuse().getattr(file));
+  for (int times = 0; times < 2; ++times) {
+    MIGRATE({"-o", "flock"});
+    EXPECT_DONE(fuse().getattr(file));
+    EXPECT_FALSE(fuse().done(*waiter));
+    EXPECT_FALSE(fuse().done(*flocker));
+  }
+  EXPECT_DONE(fuse().flush(file, handle, 7));
+  EXPECT_EQ(fuse().finish(*waiter).error, 0);
+  EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_UNLCK), true));
+  EXPECT_EQ(fuse().finish(*flocker).error, 0);
+}
+
+TEST_P(Migration, AWaitForALockCanBeGivenUpElsewhere) {
+  start_up();
+  if (HasFatalFailure()) return;
+  tree().write("file", "0123456789");
+  const std::uint64_t file = node("file");
+  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
+  const auto waiter = fuse().begin_setlkw(file, handle, 8, lock(F_RDLCK, 2, 5));
+  ASSERT_TRUE(waiter);
+  EXPECT_DONE(fuse().getattr(file));
+  MIGRATE();
+  EXPECT_DONE(fuse().getattr(file));
+  fuse().interrupt(fuse().unique_of(*waiter));
+  EXPECT_EQ(fuse().finish(*waiter).error, EINTR);
+}
+
+// A driver that begins anew gets no answers to what it asked before.
+TEST_P(Migration, AResetEndsWhatWasPutOff) {
+  start_up();
+  if (HasFatalFailure()) return;
+  tree().write("file", "0123456789");
+  const std::uint64_t file = node("file");
+  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
+  const auto waiter = fuse().begin_setlkw(file, handle, 8, lock(F_RDLCK, 2, 5));
+  ASSERT_TRUE(waiter);
+  EXPECT_DONE(fuse().getattr(file));
+  stop_queues();
+  ASSERT_OK(vmm().tell(kResetDevice));
+  start_queues();
+  EXPECT_TRUE(fuse().init());
+  EXPECT_DONE(fuse().getattr(kRoot));
+  EXPECT_FALSE(fuse().done(*waiter));
+}
+
 TEST_P(Migration, ADeletedOpenFileKeepsTheGuestWhereItIs) {
   start_up();
   if (HasFatalFailure()) return;
