@@ -102,9 +102,9 @@ class Guest {
     const std::vector<std::byte> sent = request;
     auto request_pieces = pieces_of(request, piece);
     auto answer_pieces = pieces_of(answer, piece);
-    const std::uint32_t used =
-        dispatcher_.serve(SharedBytes{request_pieces, request.size()},
-                          SharedBytes{answer_pieces, room}, {.faulted = faulted}, scheduler_, scratch_);
+    const std::uint32_t used = dispatcher_.serve(SharedBytes{request_pieces, request.size()},
+                                                 SharedBytes{answer_pieces, room},
+                                                 {.faulted = faulted}, scheduler_, scratch_);
     CHECK(request == sent);
     CHECK(used <= room);
     CHECK(std::all_of(answer.begin() + used, answer.end(),

@@ -25,8 +25,6 @@ namespace {
 
 using std::chrono::steady_clock;
 
-// The sender lets go of its locks once its VMM has heard that all was sent.
-constexpr auto kPatienceForLocks = std::chrono::seconds(5);
 constexpr auto kLockPause = std::chrono::milliseconds(5);
 
 // What an open file may be opened with again.
@@ -210,8 +208,8 @@ class Passthrough::Loading {
     to_.handles_.end_load(root->handles);
     TRY(take_locks());
     to_.inodes_->end_take_over();
-    log::info("migration: the guest has {} inodes here, {} open files and the locks of {}{}",
-              seen_.inodes, seen_.handles, seen_.lock_owners,
+    log::info("migration: received {} inodes, {} open files and the locks of {}{}", seen_.inodes,
+              seen_.handles, seen_.lock_owners,
               stale_ == 0 ? "" : fmt::format("; {} names were out of date", stale_));
     return {};
   }
@@ -325,7 +323,7 @@ class Passthrough::Loading {
 
   // When all else is here: the sender lets go of them only when it has sent everything.
   Result<void, Failure> take_locks() {
-    const auto deadline = steady_clock::now() + kPatienceForLocks;
+    const auto deadline = steady_clock::now() + to_.settings_.migration.patience_for_locks;
     const auto note_missing = [&](Errno why) {
       return missing_.note(fmt::format("a lock of the guest's can't be had: {}", why.text()));
     };
