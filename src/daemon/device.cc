@@ -453,32 +453,25 @@ Result<std::optional<UniqueFd>> Device::set_device_state_fd(vhost_user::Transfer
   };
   saves_ = direction == vhost_user::TransferDirection::kSave;
   loaded_.clear();
-  StateTransfer::Work work;
-  if (saves_) {
-    work = [this](FdRef channel_to, FdRef cancelled) -> Result<void, Failure> {
-      FrameWriter to{channel_to, cancelled};
-      TRY(save_queues(to, put_off_requests()));
-      return dispatcher_.save(to);
-    };
-  } else {
-    work = [this](FdRef channel_from, FdRef cancelled) -> Result<void, Failure> {
-      FrameReader from{channel_from, cancelled};
-      loaded_ = TRY(load_queues(from));
-      return dispatcher_.load(from);
-    };
-  }
-  transfer_ = TRY(StateTransfer::begin(std::move(channel), prepare, std::move(work)));
+  const auto save = [this](FdRef channel_to, FdRef cancelled) -> Result<void, Failure> {
+    FrameWriter to{channel_to, cancelled};
+    TRY(save_queues(to, put_off_requests()));
+    return dispatcher_.save(to);
+  };
+  const auto load = [this](FdRef channel_from, FdRef cancelled) -> Result<void, Failure> {
+    FrameReader from{channel_from, cancelled};
+    loaded_ = TRY(load_queues(from));
+    return dispatcher_.load(from);
+  };
+  transfer_ = TRY(saves_ ? StateTransfer::begin(std::move(channel), prepare, save)
+                         : StateTransfer::begin(std::move(channel), prepare, load));
   return std::optional<UniqueFd>{};
 }
 
 Result<> Device::check_device_state() {
   if (!transfer_) return Errno{EINVAL};
   const std::unique_ptr<StateTransfer> ended = std::move(transfer_);
-  const Result<void, Failure> outcome = ended->wait();
-  if (!outcome) {
-    log::error("migration failed: {}", outcome.error().text());
-    return Errno{EIO};
-  }
+  if (!ended->wait()) return Errno{EIO};
   if (saves_) {
     file_system_.let_go_of_locks();
     has_let_go_ = true;

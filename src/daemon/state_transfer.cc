@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "base/log.h"
+
 namespace virtiofsd {
 
 StateTransfer::StateTransfer(UniqueFd channel, sys::EventFd cancelled,
@@ -43,6 +45,8 @@ Result<void, Failure> StateTransfer::wait() {
 void StateTransfer::run() {
   if (prepare_) prepare_();
   outcome_ = work_(channel_, cancelled_.ref());
+  // At once: a VMM whose channel closes may not ask any more.
+  if (!outcome_) log::error("migration failed: {}", outcome_.error().text());
   channel_.reset();
 }
 

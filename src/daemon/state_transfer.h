@@ -30,7 +30,8 @@ class StateTransfer {
   StateTransfer(const StateTransfer&) = delete;
   StateTransfer& operator=(const StateTransfer&) = delete;
 
-  // Once. The channel is closed by then: the VMM sees the end of what was sent before.
+  // Once. The channel is closed by then: the VMM sees the end of what was sent before. The log has
+  // the failure already.
   Result<void, Failure> wait();
 
  private:

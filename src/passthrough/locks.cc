@@ -866,20 +866,19 @@ void LockCore::let_go() {
   }
 }
 
-std::uint32_t LockCore::take_again() {
-  std::uint32_t lost = 0;
-  for (const Held& one : held()) {
-    const State::Use owner = state_->find(one.node, one.owner);
-    if (!owner) continue;
-    Lock lock(owner->mutex);
-    for (const Range& range : one.ranges) {
-      if (!owner->descriptor) break;
-      if (ofd_set(owner->descriptor->fd(), range)) continue;
-      ++lost;
-      state_->drop(*owner, range);
-    }
-  }
-  return lost;
+Result<> LockCore::take_again(NodeId node, LockOwner owner, const LockRange& range) {
+  const State::Use its = state_->find(node, owner);
+  if (!its) return Errno{ENOLCK};
+  Lock lock(its->mutex);
+  if (!its->descriptor) return Errno{ENOLCK};
+  return ofd_set(its->descriptor->fd(), range);
+}
+
+void LockCore::give_up(NodeId node, LockOwner owner, const LockRange& range) {
+  const State::Use its = state_->find(node, owner);
+  if (!its) return;
+  Lock lock(its->mutex);
+  state_->drop(*its, range);
 }
 
 std::uint32_t LockCore::owners() const {

@@ -92,7 +92,8 @@ class LockCore {
   std::vector<Held> held() const;
   Result<> load(NodeId node, LockOwner owner, LockOpener& opener, const LockRange& range);
   void let_go();
-  std::uint32_t take_again();
+  Result<> take_again(NodeId node, LockOwner owner, const LockRange& range);
+  void give_up(NodeId node, LockOwner owner, const LockRange& range);
 
   std::uint32_t owners() const;   // descriptors held now
   std::uint32_t ranges() const;   // ranges held now
@@ -149,10 +150,15 @@ class LockTable {
   std::vector<LockCore::Held> held() const { return core_.held(); }
   // One that was held elsewhere. EAGAIN when another holds it; as set otherwise.
   Result<> load(const InodeRef& inode, LockOwner owner, const LockRange& range);
-  // The host may give all record locks to others, though the table still has them; and they are
-  // to be held again. How many could not be: those are gone from the table.
+  // The host may give all record locks to others, though the table still has them. After that each
+  // is to be held again (EAGAIN when another holds it) or to go from the table as well.
   void let_go() { core_.let_go(); }
-  std::uint32_t take_again() { return core_.take_again(); }
+  Result<> take_again(NodeId node, LockOwner owner, const LockRange& range) {
+    return core_.take_again(node, owner, range);
+  }
+  void give_up(NodeId node, LockOwner owner, const LockRange& range) {
+    core_.give_up(node, owner, range);
+  }
 
  private:
   InodeStore& inodes_;

@@ -26,6 +26,8 @@ namespace {
 using std::chrono::steady_clock;
 
 constexpr auto kLockPause = std::chrono::milliseconds(5);
+// Whom the guest was sent to may be about to end. The VMM waits for this.
+constexpr auto kPatienceOnReturn = std::chrono::seconds(2);
 
 // What an open file may be opened with again.
 constexpr std::uint32_t kReopenFlags = O_ACCMODE | O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME |
@@ -46,6 +48,11 @@ const Failure& nonsense() {
 
 std::string as_text(std::span<const std::byte> bytes) {
   return {static_cast<const char*>(static_cast<const void*>(bytes.data())), bytes.size()};
+}
+
+Result<> lock_file(const HandleRef& handle, int operation) {
+  if (::flock(handle.fd().number(), operation | LOCK_NB) == 0) return {};
+  return Errno::last();
 }
 
 template <typename Try>
@@ -166,10 +173,22 @@ void Passthrough::let_go_of_locks() {
 }
 
 void Passthrough::take_locks_again() {
-  std::uint32_t lost = locks_.take_again();
+  const auto deadline = steady_clock::now() + kPatienceOnReturn;
+  std::uint32_t lost = 0;
+  for (const LockCore::Held& held : locks_.held()) {
+    for (const LockRange& range : held.ranges) {
+      const Result<> taken =
+          with_patience(deadline, [&] { return locks_.take_again(held.node, held.owner, range); });
+      if (taken) continue;
+      locks_.give_up(held.node, held.owner, range);
+      ++lost;
+    }
+  }
   (void)handles_.for_each([&](const HandleRef& handle, HandleKind) -> Result<void, Failure> {
-    if (handle.flock() == 0 || ::flock(handle.fd().number(), handle.flock() | LOCK_NB) == 0)
-      return {};
+    const int operation = handle.flock();
+    if (operation == 0) return {};
+    const Result<> taken = with_patience(deadline, [&] { return lock_file(handle, operation); });
+    if (taken) return {};
     handle.note_flock(0);
     ++lost;
     return {};
@@ -330,10 +349,8 @@ class Passthrough::Loading {
     for (const FileLock& lock : file_locks_) {
       const auto handle = to_.handles_.find(lock.id, lock.kind);
       if (!handle) return nonsense();
-      const Result<> locked = with_patience(deadline, [&]() -> Result<> {
-        if (::flock(handle->fd().number(), lock.operation | LOCK_NB) == 0) return {};
-        return Errno::last();
-      });
+      const Result<> locked =
+          with_patience(deadline, [&] { return lock_file(*handle, lock.operation); });
       if (!locked) {
         TRY(note_missing(locked.error()));
         continue;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -177,12 +178,27 @@ TEST_P(Migration, AGuestThatStaysKeepsItsLocks) {
   EXPECT_FALSE(save(outcome).empty());
   EXPECT_EQ(outcome, 0U);
   // They are free meanwhile, for whom the guest was sent to.
+  std::atomic<bool> is_locked = false;
   const UniqueFd host{::open((tree().root() + "/file").c_str(), O_RDWR | O_CLOEXEC)};
   struct flock all {};
   all.l_type = F_WRLCK;
   all.l_start = 8;
   EXPECT_EQ(::fcntl(host.number(), F_OFD_SETLK, &all), 0);
+  // As by one that is about to end.
+  std::thread leaving([&] {
+    const UniqueFd other{::open((tree().root() + "/file").c_str(), O_RDWR | O_CLOEXEC)};
+    struct flock some {};
+    some.l_type = F_WRLCK;
+    some.l_start = 2;
+    some.l_len = 2;
+    EXPECT_EQ(::fcntl(other.number(), F_OFD_SETLK, &some), 0);
+    EXPECT_EQ(::flock(other.number(), LOCK_EX | LOCK_NB), 0);
+    is_locked = true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  });
+  while (!is_locked) std::this_thread::yield();
   start_queues();
+  leaving.join();
   struct flock seen {};
   seen.l_type = F_WRLCK;
   seen.l_start = 2;
