@@ -514,7 +514,7 @@ std::uint32_t Crew::serve(Hand& hand, const virtio::Chain& chain) {
 
 // For good, or, what waits for a lock while the queue stops, until it starts again.
 void Crew::give_back(const Hand& hand, const virtio::Chain& chain, std::uint32_t written) {
-  if (!hand.is_put_off() || !queue_.put_off(chain)) queue_.push(chain, written);
+  if (!hand.is_put_off() || !queue_.put_off()) queue_.push(chain, written);
 }
 
 bool Crew::help(Hand& hand) {

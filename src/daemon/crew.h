@@ -64,7 +64,7 @@ class Crew {
   // For a successor, as Queue::start_again.
   Result<std::size_t> start_again(bool blame);
   // Nobody takes requests any more when this returns; requests taken before
-  // are answered first (waits for locks end with EINTR). Idempotent.
+  // are answered first (waits for locks are put off). Idempotent.
   void stop();
   bool running() const { return running_; }
   // As a kick: the ring may have got work that nobody tells of. Session thread.

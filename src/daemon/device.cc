@@ -152,6 +152,7 @@ Result<> Device::reset_device() {
     journal_.ring(index).kicked = 0;
   }
   drop_put_off();
+  note_let_go(false);
   dispatcher_.reset();
   keep_status(0);
   return {};
@@ -322,7 +323,10 @@ Result<> Device::start_if_ready(std::uint32_t index) {
   if (ring.crew->running()) return {};
   // While the file system is being sent or had, nobody may use it.
   if (transfer_) transfer_.reset();
-  if (std::exchange(has_let_go_, false)) file_system_.take_locks_again();
+  if (has_let_go_) {
+    note_let_go(false);
+    file_system_.take_locks_again();
+  }
   Result<> started;
   if (ring.again) {
     const auto again = ring.crew->start_again(blame_);
@@ -353,6 +357,7 @@ void Device::note_stopped(std::uint32_t index) {
   SessionRecord::Ring& kept = journal_.ring(index);
   note_base(queue.stop(), kept);
   kept.started = queue.has_put_off() ? SessionRecord::Ring::kInterrupted : 0;
+  kept.packed = (queue.features() & virtio::kRingPacked) != 0 ? 1 : 0;
 }
 
 void Device::stop(std::uint32_t index) {
@@ -363,7 +368,8 @@ void Device::stop(std::uint32_t index) {
   }
   // It ran when a process died, and what was in flight then is so still.
   if (std::exchange(ring.again, false)) {
-    ring.queue.resume_put_off(ring.size, ring.queue.stop());
+    const bool packed = (ring.queue.features() & virtio::kRingPacked) != 0;
+    ring.queue.resume_put_off(ring.size, packed, ring.queue.stop());
     note_stopped(index);
   }
 }
@@ -426,9 +432,16 @@ Result<> Device::go_on_with(const std::vector<SavedQueue>& queues) {
     TRY(rings_[saved.index]->queue.load_put_off(saved.requests));
     SessionRecord::Ring& kept = journal_.ring(saved.index);
     kept.started = SessionRecord::Ring::kInterrupted;
+    kept.size = saved.requests.size;
+    kept.packed = saved.requests.packed ? 1 : 0;
     note_base(saved.requests.base, kept);
   }
   return {};
+}
+
+void Device::note_let_go(bool has_let_go) {
+  has_let_go_ = has_let_go;
+  if (SessionRecord* record = journal_.record()) record->has_let_go = has_let_go ? 1 : 0;
 }
 
 void Device::drop_put_off() {
@@ -460,6 +473,7 @@ Result<std::optional<UniqueFd>> Device::set_device_state_fd(vhost_user::Transfer
   };
   const auto load = [this](FdRef channel_from, FdRef cancelled) -> Result<void, Failure> {
     FrameReader from{channel_from, cancelled};
+    dispatcher_.reset();
     loaded_ = TRY(load_queues(from));
     return dispatcher_.load(from);
   };
@@ -471,14 +485,20 @@ Result<std::optional<UniqueFd>> Device::set_device_state_fd(vhost_user::Transfer
 Result<> Device::check_device_state() {
   if (!transfer_) return Errno{EINVAL};
   const std::unique_ptr<StateTransfer> ended = std::move(transfer_);
-  if (!ended->wait()) return Errno{EIO};
+  const auto outcome = ended->wait();
   if (saves_) {
+    if (!outcome) return Errno{EIO};
+    note_let_go(true);
     file_system_.let_go_of_locks();
-    has_let_go_ = true;
     return {};
+  }
+  if (!outcome) {
+    drop_put_off();
+    return Errno{EIO};
   }
   if (const Result<> goes_on = go_on_with(loaded_); !goes_on) {
     log::error("migration failed: what is in flight makes no sense");
+    drop_put_off();
     dispatcher_.reset();
     return goes_on;
   }
@@ -512,6 +532,9 @@ Result<void, Failure> Device::prepare_to_take_over() {
 Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
   SessionRecord& record = *journal_.record();
   blame_ = blame;
+  // The tables have been taken over with their locks, as far as they could be had.
+  has_let_go_ = record.has_let_go != 0;
+  if (has_let_go_) file_system_.let_go_of_locks();
   const std::shared_ptr<DirtyLog> log = std::exchange(log_, nullptr);
   TakenOver all;
   for (std::uint32_t index = 0; index < rings_.size(); ++index) {
@@ -529,6 +552,7 @@ Result<Device::TakenOver, Failure> Device::take_over(bool blame) {
 }
 
 bool Device::pause() {
+  if (transfer_ && !transfer_->has_ended()) return false;
   using std::chrono::milliseconds;
   constexpr milliseconds kTimeToAnswer{100};
   const auto deadline = std::chrono::steady_clock::now() + kTimeToAnswer;
@@ -589,7 +613,7 @@ Result<std::size_t> Device::resume(std::uint32_t index, const SessionRecord::Rin
   ring.queue.set_enabled(settings.enabled != 0);
   ring.kicked = settings.kicked != 0;
   if (settings.started == SessionRecord::Ring::kInterrupted)
-    ring.queue.resume_put_off(settings.size, settings.base);
+    ring.queue.resume_put_off(settings.size, settings.packed != 0, settings.base);
   if (settings.started != SessionRecord::Ring::kStarted) {
     // The VMM has been told why, if it can't.
     (void)start_if_ready(index);

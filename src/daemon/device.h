@@ -61,8 +61,8 @@ class Device final : public vhost_user::Backend {
   Result<void, Failure> prepare_to_take_over();
   Result<TakenOver, Failure> take_over(bool blame);
   // For another process to go on: no queue takes another request, and those that are being served
-  // are answered, but for those that wait for locks. False when that takes too long: then all goes
-  // on here.
+  // are answered, but for those that wait for locks. False when that takes too long, or while the
+  // state goes to another host or comes from one: then all goes on here.
   bool pause();
 
   // Stops every queue and forgets the guest: the VMM is gone or asks for a reset.
@@ -127,6 +127,7 @@ class Device final : public vhost_user::Backend {
   std::vector<SavedQueue> put_off_requests() const;
   Result<> go_on_with(const std::vector<SavedQueue>& queues);
   void drop_put_off();
+  void note_let_go(bool has_let_go);
 
   fuse::FileSystem& file_system_;
   fuse::Dispatcher& dispatcher_;

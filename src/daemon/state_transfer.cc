@@ -48,6 +48,7 @@ void StateTransfer::run() {
   // At once: a VMM whose channel closes may not ask any more.
   if (!outcome_) log::error("migration failed: {}", outcome_.error().text());
   channel_.reset();
+  has_ended_.store(true, std::memory_order_release);
 }
 
 }  // namespace virtiofsd

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -33,6 +34,7 @@ class StateTransfer {
   // Once. The channel is closed by then: the VMM sees the end of what was sent before. The log has
   // the failure already.
   Result<void, Failure> wait();
+  bool has_ended() const { return has_ended_.load(std::memory_order_acquire); }
 
  private:
   StateTransfer(UniqueFd channel, sys::EventFd cancelled, std::function<void()> prepare, Work work);
@@ -43,6 +45,7 @@ class StateTransfer {
   const std::function<void()> prepare_;
   const Work work_;
   Result<void, Failure> outcome_;
+  std::atomic<bool> has_ended_ = false;
   std::optional<pthread_t> thread_;
 };
 

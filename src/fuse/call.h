@@ -71,8 +71,8 @@ struct Call {
   std::optional<SecurityContext> security;
   Negotiated session;  // a copy: a new INIT may change the dispatcher's at any time
   Scheduler& scheduler;
-  // A process that served this request died before the guest had its answer: what it asks for may
-  // be done already.
+  // A process that served this request died before the guest had its answer, or a wait was put off:
+  // what it asks for may be done already.
   bool again = false;
 };
 

@@ -234,7 +234,7 @@ class FileSystem {
   virtual Result<> setlk(Call&, const LockArgs&) { return Errno{ENOSYS}; }
   // The guest gave up on request `unique`: a waiting lock ends with EINTR, anything else goes on.
   virtual void interrupt(std::uint64_t unique) { (void)unique; }
-  // Waits for locks whose scheduler is stopping() end with EINTR. May be called again and again.
+  // Waits for locks whose scheduler is stopping() end, as put off. May be called again and again.
   virtual void cancel_waits() {}
 
   // The guest moves to another host, or is kept in a file: all that it knows and has open

@@ -102,7 +102,7 @@ Result<Mount> Mounts::learn(const struct statx& stx, FdRef on_it) {
   Lock lock(mutex_);
   const auto found = others_.find(key);
   if (found != others_.end()) return found->second;
-  if (count_ >= 0xffff) return Errno{ENFILE};
+  if (count_ >= kMost) return Errno{ENFILE};
   if (count_ < records_.size()) {
     MountRecord& record = records_[count_];
     record.device = key.device;

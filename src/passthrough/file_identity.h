@@ -65,6 +65,7 @@ bool on_same_mount(const struct statx& one, const struct statx& other);
 // The mounts of the share that were seen so far. Any thread, but for set_root.
 class Mounts {
  public:
+  static constexpr std::uint16_t kMost = 0xfffe;  // beside the root's
   // Where they are kept for a successor, who finds there what is known already; may be empty.
   explicit Mounts(std::span<MountRecord> records = {});
   // Before anything else, and once. Errors of fstatfs.
@@ -73,7 +74,7 @@ class Mounts {
   std::optional<Mount> known(const struct statx& stx) const;
   // Those beside the root's.
   std::size_t count() const;
-  // As known, learning it from a descriptor on it. ENFILE past 65535 mounts; errors of fstatfs.
+  // As known, learning it from a descriptor on it. ENFILE past kMost mounts; errors of fstatfs.
   Result<Mount> learn(const struct statx& stx, FdRef on_it);
 
  private:

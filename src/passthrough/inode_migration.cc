@@ -19,8 +19,9 @@
 namespace virtiofsd {
 namespace {
 
-// No mount has this index (Mounts::learn), so no file has this identity.
+// No mount has this index, so no file has this identity.
 constexpr std::uint16_t kNoMount = 0xffff;
+static_assert(kNoMount > Mounts::kMost);
 
 // Type (4 bytes), then the kernel's bytes, as in the records.
 std::vector<std::byte> packed(const sys::FileHandle& handle) {
@@ -71,7 +72,7 @@ Result<std::string> InodeStore::State::path_in_share(std::uint32_t slot, FdRef f
   return path;
 }
 
-Result<UniqueFd> InodeStore::State::walk(std::string_view path) {
+Result<UniqueFd> InodeStore::State::walk(std::string_view path, UniqueFd* above) {
   UniqueFd last;
   FdRef directory = root;
   for (;;) {
@@ -79,7 +80,9 @@ Result<UniqueFd> InodeStore::State::walk(std::string_view path) {
     const std::string step{path.substr(0, slash)};
     const auto name = Name::parse(step);
     if (!name) return Errno{EBADMSG};
-    last = TRY(with_room([&] { return sys::open_path(directory, *name); }));
+    UniqueFd next = TRY(with_room([&] { return sys::open_path(directory, *name); }));
+    if (above != nullptr) *above = std::move(last);
+    last = std::move(next);
     if (slash == std::string_view::npos) return last;
     directory = last;
     path.remove_prefix(slash + 1);
@@ -103,8 +106,10 @@ InodeStore::State::Place InodeStore::State::place_of(
   // The receiver opens them on the root's mount.
   if (wanted.by_handle && record.mount == 0) {
     place.handle = handle_of();
-    if (place.handle) place.how = SavedPlace::kHandle;
-    return place;
+    if (place.handle) {
+      place.how = SavedPlace::kHandle;
+      return place;
+    }
   }
 
   UNINITIALIZED struct statx stx;
@@ -175,11 +180,6 @@ Result<std::uint64_t, Failure> InodeStore::save(FrameWriter& to, const SaveSetti
   std::vector<std::uint32_t> chain;
   for (std::uint32_t slot = kRootSlot + 1; slot < used; ++slot) {
     if (state.inodes.state(slot) != SlotState::kLive) continue;
-    const InodeRecord& record = state.at(slot);
-    if (record.lookups.load(std::memory_order_relaxed) == 0 &&
-        record.opens.load(std::memory_order_relaxed) == 0) {
-      continue;
-    }
     // Up to what was sent, or to where names that are out of date close a circle; then down.
     chain.clear();
     for (std::uint32_t at = slot; progress[at] == kNotYet;) {
@@ -277,8 +277,23 @@ Result<> InodeStore::State::load_by_name(const SavedInode& saved, Name name,
   return claim(saved, identity, parent, name, std::move(fd), submount);
 }
 
+Result<> InodeStore::State::load_by_path(const SavedInode& saved, std::string_view path,
+                                         std::span<const std::byte> handle, bool same_files) {
+  UniqueFd above;  // none: the root
+  UniqueFd fd = TRY(walk(path, &above));
+  std::uint16_t mount = 0;
+  if (above) {
+    UNINITIALIZED struct statx stx;
+    TRY(sys::statx(above, kMinimalMask, &stx));
+    const auto known = mounts.known(stx);
+    mount = known ? known->index : TRY(mounts.learn(stx, above)).index;
+  }
+  return load_open(saved, std::move(fd), handle, same_files, mount);
+}
+
 Result<> InodeStore::State::load_open(const SavedInode& saved, UniqueFd fd,
-                                      std::span<const std::byte> handle, bool same_files) {
+                                      std::span<const std::byte> handle, bool same_files,
+                                      std::uint16_t mount_above) {
   UNINITIALIZED struct statx stx;
   TRY(sys::statx(fd, kMinimalMask, &stx));
   std::optional<Mount> mount = mounts.known(stx);
@@ -288,7 +303,7 @@ Result<> InodeStore::State::load_open(const SavedInode& saved, UniqueFd fd,
   if (same_files && (identity.ino != saved.ino || identity.birth != saved.birth))
     return Errno{ESTALE};
   if (!handle.empty() && !is_of(fd, handle)) return Errno{ESTALE};
-  return claim(saved, identity, {}, std::nullopt, std::move(fd), mount->index != 0);
+  return claim(saved, identity, {}, std::nullopt, std::move(fd), mount->index != mount_above);
 }
 
 Result<> InodeStore::load(const SavedInode& saved, const std::string& name,
@@ -301,14 +316,14 @@ Result<> InodeStore::load(const SavedInode& saved, const std::string& name,
       return state.load_by_name(saved, *parsed, handle, same_files);
     }
     case SavedPlace::kPath:
-      return state.load_open(saved, TRY(state.walk(name)), handle, same_files);
+      return state.load_by_path(saved, name, handle, same_files);
     case SavedPlace::kHandle: {
       const sys::FileHandle wanted = TRY(unpacked(handle));
       if (!state.settings.use_file_handles) return Errno{EPERM};
       auto fd = TRY(state.with_room([&] {
         return sys::open_by_handle_at(state.mount_for_handles, wanted, O_PATH | O_NOFOLLOW);
       }));
-      return state.load_open(saved, std::move(fd), handle, same_files);
+      return state.load_open(saved, std::move(fd), handle, same_files, /*mount_above=*/0);
     }
     case SavedPlace::kNone:
       // ESTALE whatever is asked of it, as it has no descriptor, no name and nobody's identity.
@@ -326,6 +341,8 @@ bool InodeStore::has_room_for(const SavedSlots& slots) const {
 void InodeStore::begin_load() {
   State& state = *state_;
   for (const std::uint32_t slot : std::exchange(state.held_by_load, {})) state.unpin(slot);
+  while (state.forgotten.pop()) {
+  }
   for (std::uint32_t slot = kRootSlot + 1; slot < state.inodes.used(); ++slot) {
     if (state.inodes.state(slot) == SlotState::kLive)
       state.drop(state.id_of(slot), ~std::uint64_t{0});

@@ -407,12 +407,16 @@ struct InodeStore::State {
                  const std::function<bool(NodeId directory)>& is_sent);
   // The path below the root of what a descriptor is of. ENOENT when it has none there.
   Result<std::string> path_in_share(std::uint32_t slot, FdRef fd);
-  // O_PATH, without following any link.
-  Result<UniqueFd> walk(std::string_view path);
+  // O_PATH, without following any link; `above` gets the directory it is in, unless that is the
+  // root.
+  Result<UniqueFd> walk(std::string_view path, UniqueFd* above = nullptr);
+  Result<> load_by_path(const SavedInode& saved, std::string_view path,
+                        std::span<const std::byte> handle, bool same_files);
   Result<> load_by_name(const SavedInode& saved, Name name, std::span<const std::byte> handle,
                         bool same_files);
+  // `mount_above`: of the directory it is in.
   Result<> load_open(const SavedInode& saved, UniqueFd fd, std::span<const std::byte> handle,
-                     bool same_files);
+                     bool same_files, std::uint16_t mount_above);
   // A record of that id.
   Result<> claim(const SavedInode& saved, const FileIdentity& identity, NodeId parent,
                  std::optional<Name> name, UniqueFd fd, bool submount);

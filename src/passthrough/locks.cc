@@ -837,13 +837,17 @@ void LockCore::take_over() {
 }
 
 std::vector<LockCore::Held> LockCore::held() const {
-  std::vector<Held> all;
-  Lock lock(state_->mutex);
-  for (const auto& [node, owners] : state_->nodes) {
-    for (const auto& [id, owner] : owners) {
-      Lock hold(owner->mutex);
-      if (!owner->ranges.empty()) all.push_back({node, id, owner->ranges});
+  std::vector<State::Use> owners;
+  {
+    Lock lock(state_->mutex);
+    for (const auto& [node, its] : state_->nodes) {
+      for (const auto& [id, owner] : its) owners.push_back(state_->use(owner));
     }
+  }
+  std::vector<Held> all;
+  for (const State::Use& owner : owners) {
+    Lock lock(owner->mutex);
+    if (!owner->ranges.empty()) all.push_back({owner->node, owner->id, owner->ranges});
   }
   return all;
 }

@@ -8,7 +8,8 @@
 // and its locks are OFD locks on that: owners conflict with each other and
 // never with themselves. A flock(2) lock lives on the guest's open file, that
 // is on the handle's own descriptor. Always true: what the table says an owner
-// holds is what the kernel holds for it; owners, ranges and waiters are
+// holds is what the kernel holds for it (but between let_go and take_again, when
+// nothing is served); owners, ranges and waiters are
 // bounded; a lock ends with FLUSH by its owner, with RELEASE of the handle it
 // was set through, with clear(), or with the process.
 //
@@ -133,7 +134,7 @@ class LockTable {
   // The guest gave up on request `unique`: its wait ends with EINTR.
   void interrupt(std::uint64_t unique);
 
-  // Waits of calls whose scheduler is stopping() end with EINTR; locks stay.
+  // Waits of calls whose scheduler is stopping() end with EINTR, and as put off; locks stay.
   // May be called again and again: a wait that just began is seen next time.
   void cancel_waits();
 

@@ -113,8 +113,8 @@ Result<void, Failure> Passthrough::save(FrameWriter& to) {
                     [&](const SavedInode& inode, const std::string& name) {
                       without.insert(NodeId{inode.id});
                       return missing.note(fmt::format(
-                          "a file that the guest has open has no name in the shared directory any "
-                          "more; it was called '{}'",
+                          "a file that the guest has open can't be found in the shared directory "
+                          "any more; it was called '{}'",
                           name));
                     }));
   TRY(handles_.for_each([&](const HandleRef& handle, HandleKind kind) -> Result<void, Failure> {
@@ -217,12 +217,17 @@ class Passthrough::Loading {
       return Failure{"the guest knew more files at once than fit here"};
     SavedRoot own;
     to_.inodes_->describe(own);
-    same_files_ = own.ino == root->ino && own.birth == root->birth;
+    // Without times of birth a root's number says little: it is the same on many file systems.
+    same_files_ = own.birth != 0 && own.ino == root->ino && own.birth == root->birth;
     while (!ended_) {
       const FrameReader::Frame frame = TRY(next(from));
       TRY(take(static_cast<SavedKind>(frame.kind), frame.body));
     }
     if (const auto end = from.expect_end(); !end) return nonsense();
+    if (!same_files_ && stale_ != 0 && stale_ == seen_.inodes) {
+      TRY(missing_.note(fmt::format(
+          "of the {} files that the guest knows none is in the shared directory", stale_)));
+    }
     to_.inodes_->end_load(root->inodes);
     to_.handles_.end_load(root->handles);
     TRY(take_locks());
@@ -291,8 +296,10 @@ class Passthrough::Loading {
           "the other virtiofsd names files by kernel file handles, which this one may not open: "
           "start it with --migration-mode=file-handles, too, or the other one without"};
     }
-    // Where the files are the same, what isn't there was gone there, too, or has gone since.
-    if (same_files_ && saved->open == 0) {
+    // A name that is out of date was so there, too: the guest has used it once.
+    const bool is_gone = why == Errno{ENOENT} || why == Errno{ENOTDIR} || why == Errno{ESTALE} ||
+                         why == Errno{ELOOP};
+    if (is_gone && saved->open == 0) {
       ++stale_;
     } else {
       const std::string what =
@@ -358,8 +365,12 @@ class Passthrough::Loading {
       handle->note_flock(lock.operation);
     }
     for (const RecordLock& lock : record_locks_) {
+      // Without the handle nothing would ever end it.
       const auto inode = to_.inodes_->pin_loaded(lock.node);
-      if (!inode || !inode->is_regular()) return nonsense();
+      if (!inode || !to_.handles_.find(lock.range.handle, HandleKind::kFile, lock.node)) {
+        TRY(note_missing(Errno{EBADF}));
+        continue;
+      }
       const Result<> locked =
           with_patience(deadline, [&] { return to_.locks_.load(*inode, lock.owner, lock.range); });
       if (!locked) TRY(note_missing(locked.error()));
@@ -380,16 +391,17 @@ class Passthrough::Loading {
 Result<> Passthrough::load_handle(const SavedHandle& saved) {
   if (saved.kind > static_cast<std::uint16_t>(HandleKind::kDirectory)) return Errno{EBADMSG};
   const auto kind = static_cast<HandleKind>(saved.kind);
-  auto inode = inodes_->pin_loaded(NodeId{saved.node});
-  if (!inode) return Errno{EBADMSG};  // inodes come first
+  InodeRef inode = TRY(inodes_->pin_loaded(NodeId{saved.node}));  // inodes come first
   const bool is_directory = kind == HandleKind::kDirectory;
-  if (is_directory ? !inode->is_directory() : !inode->is_regular()) return Errno{EBADMSG};
-  const auto flags = static_cast<int>(saved.open_flags & kReopenFlags);
-  OpenPlan plan{.flags = flags, .may_append = true};
-  UniqueFd fd = TRY(is_directory ? inodes_->open(*inode, O_RDONLY | (flags & O_NOATIME))
-                                 : open_regular(*inode, plan));
-  return handles_.load(HandleId{saved.id}, kind, std::move(*inode), std::move(fd),
-                       static_cast<std::uint32_t>(is_directory ? flags : plan.flags));
+  if (is_directory ? !inode.is_directory() : !inode.is_regular()) return Errno{EBADMSG};
+  // As for a guest that opens it here and now.
+  auto flags = static_cast<int>(saved.open_flags & kReopenFlags);
+  if (!settings_.allow_direct_io) flags &= ~O_DIRECT;
+  if (!settings_.preserve_noatime) flags &= ~O_NOATIME;
+  OpenPlan plan{.flags = is_directory ? O_RDONLY | (flags & O_NOATIME) : flags};
+  UniqueFd fd = TRY(open_by_plan(plan, [&](int wanted) { return inodes_->open(inode, wanted); }));
+  return handles_.load(HandleId{saved.id}, kind, std::move(inode), std::move(fd),
+                       static_cast<std::uint32_t>(plan.flags));
 }
 
 Result<void, Failure> Passthrough::load(FrameReader& from) {

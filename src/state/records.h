@@ -175,7 +175,7 @@ struct SessionRecord {
     static constexpr std::uint8_t kStarted = 1;      // requests may be in flight
     static constexpr std::uint8_t kInterrupted = 2;  // it has stopped, and some still are
     std::uint8_t started;
-    std::uint8_t padding;
+    std::uint8_t packed;  // with kInterrupted
   };
 
   // With the VMM. In the middle of a message no successor can go on.
@@ -192,8 +192,8 @@ struct SessionRecord {
   std::uint64_t log_offset;
   std::int32_t log_file;
   std::int32_t backend_requests;
-  std::int32_t listening;  // where the next client comes; -1: there will be none
-  std::uint32_t padding;
+  std::int32_t listening;    // where the next client comes; -1: there will be none
+  std::uint32_t has_let_go;  // of the locks: the guest has gone to another host, as far as is known
   std::array<std::atomic<std::uint64_t>, 4> fuse;  // what INIT settled: fuse::SharedSession
   std::uint32_t regions;
   std::uint32_t has_memory;

@@ -227,10 +227,11 @@ Result<> Queue::start(bool again) {
   Lock lock(mutex_);
   if (running_) return {};
   const bool packed = (features_ & kRingPacked) != 0;
-  if (!again && interrupted_ && base_ &&
-      *interrupted_ == Interrupted{.size = size_, .packed = packed, .base = *base_}) {
-    again = true;
+  if (!again && interrupted_) {
+    again = base_ && *interrupted_ == Interrupted{.size = size_, .packed = packed, .base = *base_};
     blame_ = false;
+    if (!again)
+      log::warn("queue {} begins anew: what was in flight when it stopped is dropped", index_);
   }
   if (!packed && !std::has_single_bit(size_)) return Errno{EINVAL};
   const Located located = TRY(locate());
@@ -396,10 +397,9 @@ Result<> Queue::load_put_off(const LeftOver& left_over) {
   return {};
 }
 
-void Queue::resume_put_off(std::uint32_t size, std::uint32_t base) {
+void Queue::resume_put_off(std::uint32_t size, bool packed, std::uint32_t base) {
   Lock lock(mutex_);
-  if (in_flight_log_)
-    interrupted_ = {.size = size, .packed = (features_ & kRingPacked) != 0, .base = base};
+  if (in_flight_log_) interrupted_ = {.size = size, .packed = packed, .base = base};
 }
 
 void Queue::reset() {
@@ -440,10 +440,10 @@ void Queue::push(const Chain& chain, std::uint32_t written) {
   give_back(chain, written);
 }
 
-bool Queue::put_off(const Chain& chain) {
+bool Queue::put_off() {
   Lock lock(mutex_);
-  if (!in_flight_log_) return false;
-  (void)chain;  // its cell says that it is in flight
+  // In order, what came after it has been served and waits for it: that must not be served again.
+  if (!in_flight_log_ || !held_.empty()) return false;
   CHECK(in_flight_ > 0);
   --in_flight_;
   ++put_off_;

@@ -122,7 +122,7 @@ class Queue {
   Result<> load_put_off(const LeftOver& left_over);
   bool has_put_off() const;
   // Stopped by a process that died, with requests put off.
-  void resume_put_off(std::uint32_t size, std::uint32_t base);
+  void resume_put_off(std::uint32_t size, bool packed, std::uint32_t base);
   // stop, and forget everything that was set.
   void reset();
 
@@ -135,9 +135,9 @@ class Queue {
   // The driver can see it when this returns, with IN_ORDER when its turn has
   // come. Chains may come back in any order.
   void push(const Chain& chain, std::uint32_t written) EXCLUDES(mutex_);
-  // Instead of push, while the queue stops: it stays in flight for the next start. False where
-  // nothing keeps what is in flight.
-  [[nodiscard]] bool put_off(const Chain& chain) EXCLUDES(mutex_);
+  // Instead of a push, while the queue stops: the chain stays in flight for the next start. False
+  // where nothing keeps what is in flight, and with IN_ORDER.
+  [[nodiscard]] bool put_off() EXCLUDES(mutex_);
   // push, then pop into the same chain, with the lock taken once.
   Result<bool> push_and_pop(std::uint32_t written, ChainScratch& scratch, Chain& chain)
       EXCLUDES(mutex_);
