@@ -570,11 +570,11 @@ arena("blobs-used-lies", 8, [(BLOBS, u32(0xFFFFFFF8))], u8(0, 5) + b"hello")
 
 
 def saved(name, settings, how, *steps):
-    # Of a head without rings, a session and a root that are right: which ids were used.
+    # Of a head without rings, a session and a root that are right: the newest generations.
     seed("saved_state", name, u8(settings, how), *steps)
 
 
-USED = u8(8, 1, 8, 1)
+NEWEST = u8(1, 1)
 FILE, DIRECTORY = 0, 1  # kTypes, and names by their place in kNames
 
 
@@ -592,27 +592,27 @@ def lock(which, owner, *ranges):
             u8(which) + u8(owner, 1))
 
 
-saved("nothing", 2, 0, USED)
-saved("a-file", 2, 0, USED, node(2, 0, FILE, 0))
-saved("a-file-and-a-handle", 2, 0, USED, node(2, 0, FILE, 0, opened=1), handle(1, 6))
-saved("a-directory-and-what-is-in-it", 2, 0, USED, node(2, 0, DIRECTORY, 1), node(3, 6, FILE, 2),
+saved("nothing", 2, 0, NEWEST)
+saved("a-file", 2, 0, NEWEST, node(2, 0, FILE, 0))
+saved("a-file-and-a-handle", 2, 0, NEWEST, node(2, 0, FILE, 0, opened=1), handle(1, 6))
+saved("a-directory-and-what-is-in-it", 2, 0, NEWEST, node(2, 0, DIRECTORY, 1), node(3, 6, FILE, 2),
       handle(1, 6, kind=1), handle(2, 7, flock=2))
-saved("locks", 2, 0, USED, node(2, 0, FILE, 0, opened=1), handle(1, 6),
+saved("locks", 2, 0, NEWEST, node(2, 0, FILE, 0, opened=1), handle(1, 6),
       lock(6, 1, (0, 3, 1), (5, 7, 0)), lock(6, 2, (0, 3, 1)))
-saved("links-that-lead-out", 2, 0, USED, node(2, 0, 2, 3), node(3, 0, DIRECTORY, 3, place=1),
+saved("links-that-lead-out", 2, 0, NEWEST, node(2, 0, 2, 3), node(3, 0, DIRECTORY, 3, place=1),
       node(4, 0, FILE, 12, place=1), node(5, 0, FILE, 8, place=1))
-saved("by-a-path", 2, 0, USED, node(2, 0, FILE, 6, place=1), handle(1, 6))
-saved("by-a-handle", 3, 0, USED, u8(0, 2, 0, 1, 0, 0, 2, FILE, 0, 0, 1, 0, 0, 1))
-saved("one-id-twice", 2, 0, USED, node(2, 0, FILE, 0), node(2, 0, DIRECTORY, 1))
-saved("one-file-twice", 2, 0, USED, node(2, 0, FILE, 0), node(3, 0, FILE, 0))
-saved("forgotten-directory", 2, 0, USED, node(2, 0, DIRECTORY, 1, lookups=0), node(3, 6, FILE, 2))
-saved("without-a-place", 2, 0, USED, node(2, 0, FILE, 0, place=3, opened=1), handle(1, 6))
-saved("does-not-go-on", 0, 0, USED, node(2, 0, FILE, 0), node(3, 0, FILE, 2))
-saved("without-an-end", 2, 1, USED, node(2, 0, FILE, 0))
-saved("a-ring", 2, 2, u8(1, 0, 3, 5, 2, 0, 3, 0x80, 0, 1, 4, 0x80, 0, 2), USED, node(2, 0, FILE, 0))
-saved("a-packed-ring", 2, 2, u8(1, 1, 3, 5, 1, 3, 2, 0x80, 0, 1, 2, 3, 3, 3, 3, 4, 4, 3, 2), USED)
-saved("a-kind-that-is-none", 2, 0, USED, u8(6, 99, 4) + b"abcd")
-saved("cut", 2, 0, USED, node(2, 0, FILE, 0), u8(7, 60))
+saved("by-a-path", 2, 0, NEWEST, node(2, 0, FILE, 6, place=1), handle(1, 6))
+saved("by-a-handle", 3, 0, NEWEST, u8(0, 2, 0, 1, 0, 0, 2, FILE, 0, 0, 1, 0, 0, 1))
+saved("one-id-twice", 2, 0, NEWEST, node(2, 0, FILE, 0), node(2, 0, DIRECTORY, 1))
+saved("one-file-twice", 2, 0, NEWEST, node(2, 0, FILE, 0), node(3, 0, FILE, 0))
+saved("forgotten-directory", 2, 0, NEWEST, node(2, 0, DIRECTORY, 1, lookups=0), node(3, 6, FILE, 2))
+saved("without-a-place", 2, 0, NEWEST, node(2, 0, FILE, 0, place=3, opened=1), handle(1, 6))
+saved("does-not-go-on", 0, 0, NEWEST, node(2, 0, FILE, 0), node(3, 0, FILE, 2))
+saved("without-an-end", 2, 1, NEWEST, node(2, 0, FILE, 0))
+saved("a-ring", 2, 2, u8(1, 0, 3, 5, 2, 0, 3, 0x80, 0, 1, 4, 0x80, 0, 2), NEWEST, node(2, 0, FILE, 0))
+saved("a-packed-ring", 2, 2, u8(1, 1, 3, 5, 1, 3, 2, 0x80, 0, 1, 2, 3, 3, 3, 3, 4, 4, 3, 2), NEWEST)
+saved("a-kind-that-is-none", 2, 0, NEWEST, u8(6, 99, 4) + b"abcd")
+saved("cut", 2, 0, NEWEST, node(2, 0, FILE, 0), u8(7, 60))
 
 # ---- xattr_map
 

@@ -168,8 +168,8 @@ class Stream {
   void root(std::uint8_t how) {
     SavedRoot saved;
     saved.ino = (how & 16) != 0 ? root_ : 0;
-    saved.inodes = {.used = small(), .generation = small()};
-    saved.handles = {.used = small(), .generation = small()};
+    saved.inode_generation = small();
+    saved.handle_generation = small();
     put(SavedKind::kRoot, saved, {});
   }
 

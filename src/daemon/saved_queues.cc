@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "state/records.h"
-#include "state/saved.h"
+#include "state/saved_frames.h"
 
 namespace virtiofsd {
 namespace {
@@ -18,21 +18,9 @@ Result<void, Failure> put_all(FrameWriter& to, SavedKind kind, const std::vector
   for (std::span<const Saved> rest{all}; !rest.empty();) {
     const auto piece = rest.first(std::min<std::size_t>(rest.size(), SavedRing::kPiece));
     rest = rest.subspan(piece.size());
-    const auto put = to.put(static_cast<std::uint32_t>(kind), {std::as_bytes(piece)});
-    if (!put) return Failure{"can't send the state", put.error()};
+    TRY(put_saved(to, kind, {std::as_bytes(piece)}));
   }
   return {};
-}
-
-Failure nonsense() {
-  return Failure{"the state makes no sense: it is damaged"};
-}
-
-Result<Reader, Failure> next(FrameReader& from, SavedKind kind) {
-  auto frame = from.next();
-  if (!frame) return Failure{"can't read the state", frame.error()};
-  if (frame->kind != static_cast<std::uint32_t>(kind)) return nonsense();
-  return frame->body;
 }
 
 template <typename Saved>
@@ -40,13 +28,9 @@ Result<std::vector<Saved>, Failure> take_all(FrameReader& from, SavedKind kind,
                                              std::uint32_t count) {
   std::vector<Saved> all;
   while (all.size() < count) {
-    Reader body = TRY(next(from, kind));
+    Reader body = TRY(next_saved(from, kind));
     const std::size_t piece = std::min<std::size_t>(count - all.size(), SavedRing::kPiece);
-    for (std::size_t i = 0; i < piece; ++i) {
-      const auto one = body.take<Saved>();
-      if (!one) return nonsense();
-      all.push_back(*one);
-    }
+    for (std::size_t i = 0; i < piece; ++i) all.push_back(TRY(take_saved<Saved>(body)));
   }
   return all;
 }
@@ -60,8 +44,7 @@ std::uint16_t cell_of(std::uint32_t cell) {
 
 Result<void, Failure> save_queues(FrameWriter& to, const std::vector<SavedQueue>& queues) {
   const SavedHead head{.rings = static_cast<std::uint32_t>(queues.size())};
-  const auto begun = to.put(static_cast<std::uint32_t>(SavedKind::kHead), {raw_bytes(head)});
-  if (!begun) return Failure{"can't send the state", begun.error()};
+  TRY(put_saved(to, SavedKind::kHead, {raw_bytes(head)}));
   for (const SavedQueue& queue : queues) {
     std::vector<SavedRequest> requests;
     for (const auto& one : queue.requests.requests)
@@ -76,8 +59,7 @@ Result<void, Failure> save_queues(FrameWriter& to, const std::vector<SavedQueue>
                          .base = queue.requests.base,
                          .requests = static_cast<std::uint32_t>(requests.size()),
                          .descriptors = static_cast<std::uint32_t>(descriptors.size())};
-    const auto put = to.put(static_cast<std::uint32_t>(SavedKind::kRing), {raw_bytes(ring)});
-    if (!put) return Failure{"can't send the state", put.error()};
+    TRY(put_saved(to, SavedKind::kRing, {raw_bytes(ring)}));
     TRY(put_all(to, SavedKind::kRequests, requests));
     TRY(put_all(to, SavedKind::kDescriptors, descriptors));
   }
@@ -85,38 +67,35 @@ Result<void, Failure> save_queues(FrameWriter& to, const std::vector<SavedQueue>
 }
 
 Result<std::vector<SavedQueue>, Failure> load_queues(FrameReader& from) {
-  auto first = from.next();
-  if (!first) return Failure{"can't read the state", first.error()};
-  const auto head = first->body.take<SavedHead>();
-  if (first->kind != static_cast<std::uint32_t>(SavedKind::kHead) || !head ||
-      head->magic != SavedHead::kMagic) {
+  SavedFrame first = TRY(next_saved(from));
+  const auto head = first.body.take<SavedHead>();
+  if (first.kind != SavedKind::kHead || !head || head->magic != SavedHead::kMagic)
     return Failure{"what comes is not the state of this kind of virtiofsd"};
-  }
   if (head->version != SavedHead::kVersion) {
     return Failure{fmt::format("the state comes from another version of virtiofsd: form {}, not {}",
                                head->version, SavedHead::kVersion)};
   }
-  if (head->rings > SessionRecord::kRings) return nonsense();
+  if (head->rings > SessionRecord::kRings) return damaged_state();
   std::vector<SavedQueue> queues;
   for (std::uint32_t i = 0; i < head->rings; ++i) {
-    Reader body = TRY(next(from, SavedKind::kRing));
-    const auto ring = body.take<SavedRing>();
-    if (!ring || ring->size > RingRecord::kMostSlots || ring->requests > ring->size ||
-        ring->descriptors > ring->size) {
-      return nonsense();
+    Reader body = TRY(next_saved(from, SavedKind::kRing));
+    const auto ring = TRY(take_saved<SavedRing>(body));
+    if (ring.size > RingRecord::kMostSlots || ring.requests > ring.size ||
+        ring.descriptors > ring.size) {
+      return damaged_state();
     }
-    SavedQueue queue{.index = ring->index,
-                     .requests = {.size = ring->size,
-                                  .packed = ring->packed != 0,
-                                  .number = ring->number,
-                                  .base = ring->base,
+    SavedQueue queue{.index = ring.index,
+                     .requests = {.size = ring.size,
+                                  .packed = ring.packed != 0,
+                                  .number = ring.number,
+                                  .base = ring.base,
                                   .requests = {},
                                   .descriptors = {}}};
-    const auto requests = TRY(take_all<SavedRequest>(from, SavedKind::kRequests, ring->requests));
+    const auto requests = TRY(take_all<SavedRequest>(from, SavedKind::kRequests, ring.requests));
     for (const SavedRequest& one : requests)
       queue.requests.requests.push_back({.cell = cell_of(one.cell), .word = one.word});
     const auto descriptors =
-        TRY(take_all<SavedDescriptor>(from, SavedKind::kDescriptors, ring->descriptors));
+        TRY(take_all<SavedDescriptor>(from, SavedKind::kDescriptors, ring.descriptors));
     for (const SavedDescriptor& one : descriptors)
       queue.requests.descriptors.push_back({.cell = cell_of(one.cell), .copy = one.copy});
     queues.push_back(std::move(queue));

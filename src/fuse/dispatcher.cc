@@ -8,8 +8,7 @@
 #include "base/log.h"
 #include "base/uninitialized.h"
 #include "fuse/operations.h"
-#include "state/saved.h"
-#include "state/stream.h"
+#include "state/saved_frames.h"
 
 namespace virtiofsd::fuse {
 namespace {
@@ -268,26 +267,22 @@ Result<void, Failure> Dispatcher::save(FrameWriter& to) {
                            .max_pages = session.max_pages,
                            .max_background = session.max_background,
                            .congestion_threshold = session.congestion_threshold};
-  const auto put = to.put(static_cast<std::uint32_t>(SavedKind::kSession), {raw_bytes(saved)});
-  if (!put) return Failure{"can't send the state", put.error()};
+  TRY(put_saved(to, SavedKind::kSession, {raw_bytes(saved)}));
   return file_system_.save(to);
 }
 
 Result<Negotiated, Failure> Dispatcher::take_session(FrameReader& from) const {
-  auto frame = from.next();
-  if (!frame) return Failure{"can't read the state", frame.error()};
-  const auto saved = frame->body.take<SavedSession>();
-  if (frame->kind != static_cast<std::uint32_t>(SavedKind::kSession) || !saved)
-    return Failure{"the state makes no sense: it is damaged"};
+  Reader body = TRY(next_saved(from, SavedKind::kSession));
+  const auto saved = TRY(take_saved<SavedSession>(body));
   Negotiated session;
-  session.major = saved->major;
-  session.minor = saved->minor;
-  session.flags = saved->flags;
-  session.max_readahead = saved->max_readahead;
-  session.max_write = saved->max_write;
-  session.max_pages = saved->max_pages;
-  session.max_background = saved->max_background;
-  session.congestion_threshold = saved->congestion_threshold;
+  session.major = saved.major;
+  session.minor = saved.minor;
+  session.flags = saved.flags;
+  session.max_readahead = saved.max_readahead;
+  session.max_write = saved.max_write;
+  session.max_pages = saved.max_pages;
+  session.max_background = saved.max_background;
+  session.congestion_threshold = saved.congestion_threshold;
   if (!session.initialised()) return Negotiated{};
   const std::string missing = not_on_offer(session, settings_.offer);
   if (!missing.empty()) {

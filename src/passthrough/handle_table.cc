@@ -224,8 +224,8 @@ std::uint32_t HandleTable::count() const {
   return state_->handles.live();
 }
 
-SavedSlots HandleTable::slots() const {
-  return {.used = state_->handles.used(), .generation = state_->handles.newest_generation()};
+std::uint32_t HandleTable::newest_generation() const {
+  return state_->handles.newest_generation();
 }
 
 Result<void, Failure> HandleTable::for_each(
@@ -237,10 +237,6 @@ Result<void, Failure> HandleTable::for_each(
     TRY(what(handle, static_cast<HandleKind>(handles.at(slot).kind)));
   }
   return {};
-}
-
-bool HandleTable::has_room_for(const SavedSlots& slots) const {
-  return slots.used <= state_->handles.capacity();
 }
 
 void HandleTable::begin_load() {
@@ -259,8 +255,8 @@ Result<> HandleTable::load(HandleId id, HandleKind kind, InodeRef inode, UniqueF
   return {};
 }
 
-void HandleTable::end_load(const SavedSlots& slots) {
-  state_->handles.end_claims(slots.used, slots.generation);
+void HandleTable::end_load(std::uint32_t generation) {
+  state_->handles.end_claims(generation);
 }
 
 }  // namespace virtiofsd

@@ -15,7 +15,6 @@
 #include "base/result.h"
 #include "base/sync.h"
 #include "passthrough/inode_store.h"
-#include "state/saved.h"
 #include "sys/fd.h"
 
 namespace virtiofsd {
@@ -90,18 +89,17 @@ class HandleTable {
   std::uint32_t count() const;
 
   // ---- another host (state/saved.h): while nothing is served ---
-  SavedSlots slots() const;
+  std::uint32_t newest_generation() const;
   // Each open handle, pinned, until one says an error.
   Result<void, Failure> for_each(
       const std::function<Result<void, Failure>(const HandleRef&, HandleKind)>& what);
-  bool has_room_for(const SavedSlots& slots) const;
   // Nothing is open.
   void begin_load();
   // As insert, under an id that was given elsewhere. EBADMSG when it can't have been.
   Result<> load(HandleId id, HandleKind kind, InodeRef inode, UniqueFd fd,
                 std::uint32_t open_flags);
   // Nothing more comes.
-  void end_load(const SavedSlots& slots);
+  void end_load(std::uint32_t generation);
 
   struct State;
 

@@ -7,14 +7,12 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
 #include "base/uninitialized.h"
 #include "passthrough/inode_state.h"
-#include "state/saved.h"
-#include "state/stream.h"
+#include "state/saved_frames.h"
 
 namespace virtiofsd {
 namespace {
@@ -23,29 +21,18 @@ namespace {
 constexpr std::uint16_t kNoMount = 0xffff;
 static_assert(kNoMount > Mounts::kMost);
 
-// Type (4 bytes), then the kernel's bytes, as in the records.
-std::vector<std::byte> packed(const sys::FileHandle& handle) {
-  std::vector<std::byte> bytes(sizeof handle.type + handle.size);
-  std::memcpy(bytes.data(), &handle.type, sizeof handle.type);
-  std::memcpy(bytes.data() + sizeof handle.type, handle.bytes.data(), handle.size);
-  return bytes;
-}
-
-Result<sys::FileHandle> unpacked(std::span<const std::byte> bytes) {
-  sys::FileHandle handle;
-  if (bytes.size() <= sizeof handle.type ||
-      bytes.size() - sizeof handle.type > handle.bytes.size()) {
-    return Errno{EBADMSG};
-  }
-  std::memcpy(&handle.type, bytes.data(), sizeof handle.type);
-  handle.size = static_cast<std::uint32_t>(bytes.size() - sizeof handle.type);
-  std::memcpy(handle.bytes.data(), bytes.data() + sizeof handle.type, handle.size);
-  return handle;
-}
-
 bool is_of(FdRef fd, std::span<const std::byte> handle) {
   const auto now = sys::name_to_handle_at(fd);
-  return now && std::ranges::equal(packed(*now), handle);
+  return now && std::ranges::equal(pack(*now).view(), handle);
+}
+
+// ESTALE unless what was found may be what was sent. With a handle `fd` is open on it.
+Result<> expect(const SavedInode& saved, const FileIdentity& found, FdRef fd,
+                std::span<const std::byte> handle, bool same_files) {
+  if (found.type != saved.type) return Errno{ESTALE};
+  if (same_files && (found.ino != saved.ino || found.birth != saved.birth)) return Errno{ESTALE};
+  if (!handle.empty() && !is_of(fd, handle)) return Errno{ESTALE};
+  return {};
 }
 
 }  // namespace
@@ -56,7 +43,7 @@ void InodeStore::describe(SavedRoot& root) const {
   const InodeRecord& record = state_->at(kRootSlot);
   root.ino = record.ino;
   root.birth = record.birth;
-  root.inodes = {.used = state_->inodes.used(), .generation = state_->inodes.newest_generation()};
+  root.inode_generation = state_->inodes.newest_generation();
 }
 
 Result<std::string> InodeStore::State::path_in_share(std::uint32_t slot, FdRef fd) {
@@ -160,20 +147,13 @@ Result<std::uint64_t, Failure> InodeStore::save(FrameWriter& to, const SaveSetti
                      .place = place.how,
                      .type = record.type};
     saved.open = record.opens.load(std::memory_order_relaxed) != 0 ? 1 : 0;
-    UNINITIALIZED KnownName known;
-    if (place.how == SavedPlace::kNone && saved.open != 0) {
-      const bool has_name = state.known_name(slot, known);
-      TRY(lost(saved, has_name ? std::string{known.text.data(), known.size} : std::string{}));
-    }
-    std::vector<std::byte> handle;
-    if (place.handle) handle = packed(*place.handle);
+    if (place.how == SavedPlace::kNone && saved.open != 0) TRY(lost(NodeId{saved.id}));
+    const PackedHandle handle = place.handle ? pack(*place.handle) : PackedHandle{};
     saved.name_size = static_cast<std::uint16_t>(place.name.size());
-    saved.handle_size = static_cast<std::uint16_t>(handle.size());
+    saved.handle_size = static_cast<std::uint16_t>(handle.size);
     progress[slot] = place.how == SavedPlace::kNone ? kSentAsNone : kSent;
-    const auto put = to.put(static_cast<std::uint32_t>(SavedKind::kInode),
-                            {raw_bytes(saved), std::as_bytes(std::span{place.name}), handle});
-    if (!put) return Failure{"can't send the state", put.error()};
-    return {};
+    return put_saved(to, SavedKind::kInode,
+                     {raw_bytes(saved), std::as_bytes(std::span{place.name}), handle.view()});
   };
 
   std::uint64_t count = 0;
@@ -264,14 +244,10 @@ Result<> InodeStore::State::load_by_name(const SavedInode& saved, Name name,
   if (!mount || !FileIdentity::of(stx, *mount).lasts() || !handle.empty()) {
     fd = TRY(with_room([&] { return sys::open_path(directory, name); }));
     TRY(sys::statx(fd, kMinimalMask, &stx));
-    mount = mounts.known(stx);
-    if (!mount) mount = TRY(mounts.learn(stx, fd));
+    mount = TRY(mount_of(stx, fd));
   }
   const FileIdentity identity = FileIdentity::of(stx, *mount);
-  if (identity.type != saved.type) return Errno{ESTALE};
-  if (same_files && (identity.ino != saved.ino || identity.birth != saved.birth))
-    return Errno{ESTALE};
-  if (!handle.empty() && !is_of(fd, handle)) return Errno{ESTALE};
+  TRY(expect(saved, identity, fd, handle, same_files));
   if (identity.lasts()) fd.reset();
   const bool submount = mount->index != at(pinned.slot).mount;
   return claim(saved, identity, parent, name, std::move(fd), submount);
@@ -285,8 +261,7 @@ Result<> InodeStore::State::load_by_path(const SavedInode& saved, std::string_vi
   if (above) {
     UNINITIALIZED struct statx stx;
     TRY(sys::statx(above, kMinimalMask, &stx));
-    const auto known = mounts.known(stx);
-    mount = known ? known->index : TRY(mounts.learn(stx, above)).index;
+    mount = TRY(mount_of(stx, above)).index;
   }
   return load_open(saved, std::move(fd), handle, same_files, mount);
 }
@@ -296,14 +271,10 @@ Result<> InodeStore::State::load_open(const SavedInode& saved, UniqueFd fd,
                                       std::uint16_t mount_above) {
   UNINITIALIZED struct statx stx;
   TRY(sys::statx(fd, kMinimalMask, &stx));
-  std::optional<Mount> mount = mounts.known(stx);
-  if (!mount) mount = TRY(mounts.learn(stx, fd));
-  const FileIdentity identity = FileIdentity::of(stx, *mount);
-  if (identity.type != saved.type) return Errno{ESTALE};
-  if (same_files && (identity.ino != saved.ino || identity.birth != saved.birth))
-    return Errno{ESTALE};
-  if (!handle.empty() && !is_of(fd, handle)) return Errno{ESTALE};
-  return claim(saved, identity, {}, std::nullopt, std::move(fd), mount->index != mount_above);
+  const Mount mount = TRY(mount_of(stx, fd));
+  const FileIdentity identity = FileIdentity::of(stx, mount);
+  TRY(expect(saved, identity, fd, handle, same_files));
+  return claim(saved, identity, {}, std::nullopt, std::move(fd), mount.index != mount_above);
 }
 
 Result<> InodeStore::load(const SavedInode& saved, const std::string& name,
@@ -318,10 +289,11 @@ Result<> InodeStore::load(const SavedInode& saved, const std::string& name,
     case SavedPlace::kPath:
       return state.load_by_path(saved, name, handle, same_files);
     case SavedPlace::kHandle: {
-      const sys::FileHandle wanted = TRY(unpacked(handle));
+      const auto wanted = unpack(handle);
+      if (!wanted) return Errno{EBADMSG};
       if (!state.settings.use_file_handles) return Errno{EPERM};
       auto fd = TRY(state.with_room([&] {
-        return sys::open_by_handle_at(state.mount_for_handles, wanted, O_PATH | O_NOFOLLOW);
+        return sys::open_by_handle_at(state.mount_for_handles, *wanted, O_PATH | O_NOFOLLOW);
       }));
       return state.load_open(saved, std::move(fd), handle, same_files, /*mount_above=*/0);
     }
@@ -332,10 +304,6 @@ Result<> InodeStore::load(const SavedInode& saved, const std::string& name,
                          std::nullopt, {}, false);
   }
   return Errno{EBADMSG};
-}
-
-bool InodeStore::has_room_for(const SavedSlots& slots) const {
-  return slots.used <= state_->inodes.capacity();
 }
 
 void InodeStore::begin_load() {
@@ -350,8 +318,8 @@ void InodeStore::begin_load() {
   state.inodes.rewind(kRootSlot + 1);
 }
 
-void InodeStore::end_load(const SavedSlots& slots) {
-  state_->inodes.end_claims(slots.used, slots.generation);
+void InodeStore::end_load(std::uint32_t generation) {
+  state_->inodes.end_claims(generation);
 }
 
 Result<InodeRef> InodeStore::pin_loaded(NodeId id) {

@@ -221,11 +221,8 @@ bool InodeStore::State::remember_handle(std::uint32_t slot, FdRef fd) {
 
 bool InodeStore::State::store_handle(std::uint32_t slot, FdRef fd) {
   auto handle = sys::name_to_handle_at(fd);
-  if (!handle || handle->size + sizeof handle->type > Blobs::kMaxBytes) return false;
-  UNINITIALIZED std::array<std::byte, Blobs::kMaxBytes> packed;
-  std::memcpy(packed.data(), &handle->type, sizeof handle->type);
-  std::memcpy(packed.data() + sizeof handle->type, handle->bytes.data(), handle->size);
-  auto reference = blobs.add(std::span{packed}.first(sizeof handle->type + handle->size));
+  if (!handle) return false;
+  auto reference = blobs.add(pack(*handle).view());
   if (!reference) return false;
   std::uint32_t none = 0;
   if (!at(slot).handle.compare_exchange_strong(none, *reference, std::memory_order_acq_rel)) {
@@ -254,12 +251,27 @@ std::optional<sys::FileHandle> InodeStore::State::stored_handle(std::uint32_t sl
   if (reference == 0) return std::nullopt;
   UNINITIALIZED std::array<std::byte, Blobs::kMaxBytes + 1> packed;
   const std::size_t size = blobs.copy(reference, packed);
+  return unpack(std::span{packed}.first(size));
+}
+
+PackedHandle pack(const sys::FileHandle& handle) {
+  static_assert(sizeof(PackedHandle::bytes) <= Blobs::kMaxBytes);
+  UNINITIALIZED PackedHandle packed;
+  std::memcpy(packed.bytes.data(), &handle.type, sizeof handle.type);
+  std::memcpy(packed.bytes.data() + sizeof handle.type, handle.bytes.data(), handle.size);
+  packed.size = sizeof handle.type + handle.size;
+  return packed;
+}
+
+// What a process left behind that failed may be anything, and so may what another host sends.
+std::optional<sys::FileHandle> unpack(std::span<const std::byte> packed) {
   sys::FileHandle handle;
-  // What a process left behind that failed may be anything.
-  if (size < sizeof handle.type || size - sizeof handle.type > handle.bytes.size())
+  if (packed.size() <= sizeof handle.type ||
+      packed.size() - sizeof handle.type > handle.bytes.size()) {
     return std::nullopt;
+  }
   std::memcpy(&handle.type, packed.data(), sizeof handle.type);
-  handle.size = static_cast<std::uint32_t>(size - sizeof handle.type);
+  handle.size = static_cast<std::uint32_t>(packed.size() - sizeof handle.type);
   std::memcpy(handle.bytes.data(), packed.data() + sizeof handle.type, handle.size);
   return handle;
 }

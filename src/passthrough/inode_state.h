@@ -73,6 +73,17 @@ constexpr std::uint32_t generation_of(NodeId id) {
 // Of InodeRecord::name_hash; never 0, which means no name.
 std::uint32_t hash_name(std::string_view name);
 
+// A kernel file handle as it is kept in a blob and sent: type (4 bytes), then the kernel's bytes.
+struct PackedHandle {
+  std::array<std::byte, sizeof(int) + sys::FileHandle::kMaxBytes> bytes;
+  std::size_t size = 0;
+
+  std::span<const std::byte> view() const { return std::span{bytes}.first(size); }
+};
+PackedHandle pack(const sys::FileHandle& handle);
+// None when that is none.
+std::optional<sys::FileHandle> unpack(std::span<const std::byte> packed);
+
 struct KnownName {
   std::array<char, Blobs::kMaxBytes + 1> text;
   std::size_t size = 0;
@@ -138,6 +149,12 @@ struct InodeStore::State {
     const auto mount = mounts.known(stx);
     if (!mount || FileIdentity::of(stx, *mount) != identity_of(record)) return Errno{ESTALE};
     return {};
+  }
+
+  // The mount of what `fd` is open on, and `stx` tells of.
+  Result<Mount> mount_of(const struct statx& stx, FdRef fd) {
+    if (const auto known = mounts.known(stx)) return *known;
+    return mounts.learn(stx, fd);
   }
 
   // ---- pins ---------------------------------------------------------------
@@ -336,7 +353,6 @@ struct InodeStore::State {
 
   bool remember_handle(std::uint32_t slot, FdRef fd);
 
-  // Blob: type (4 bytes), then the handle's bytes.
   bool store_handle(std::uint32_t slot, FdRef fd);
 
   // Whether `fd` is of the very file that a doubtful record was made for: its handle tells

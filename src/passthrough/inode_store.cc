@@ -240,19 +240,17 @@ Result<InodeRef> InodeStore::made(const InodeRef& directory, Name name, struct s
   const FdRef in = TRY(state.path_fd(directory.slot_));
   UniqueFd fd = TRY(state.with_room([&] { return sys::open_path(in, name); }));
   TRY(sys::statx(fd, sys::kStatxMask, out));
-  std::optional<Mount> mount = state.mounts.known(*out);
-  if (!mount) mount = TRY(state.mounts.learn(*out, fd));
+  const Mount mount = TRY(state.mount_of(*out, fd));
   return InodeRef{
-      this, TRY(state.insert(directory.slot_, directory.id(), name, std::move(fd), *mount, *out))};
+      this, TRY(state.insert(directory.slot_, directory.id(), name, std::move(fd), mount, *out))};
 }
 
 Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name> name, FdRef fd,
                                    struct statx* out) {
   State& state = *state_;
   TRY(sys::statx(fd, sys::kStatxMask, out));
-  std::optional<Mount> mount = state.mounts.known(*out);
-  if (!mount) mount = TRY(state.mounts.learn(*out, fd));
-  const FileIdentity identity = FileIdentity::of(*out, *mount);
+  const Mount mount = TRY(state.mount_of(*out, fd));
+  const FileIdentity identity = FileIdentity::of(*out, mount);
   const NodeId parent = directory.id();
   if (const auto known = state.find(identity, 1)) {
     InodeRef found{this, *known};
@@ -261,7 +259,7 @@ Result<InodeRef> InodeStore::adopt(const InodeRef& directory, std::optional<Name
   }
   UniqueFd path;
   if (!name || !identity.lasts()) path = TRY(state.witness(directory.slot_, name, fd, identity));
-  const bool submount = mount->index != state.at(directory.slot_).mount;
+  const bool submount = mount.index != state.at(directory.slot_).mount;
   const std::uint32_t slot =
       TRY(state.find_or_insert(identity, parent, name, std::move(path), submount));
   InodeRef found{this, slot};
@@ -394,6 +392,21 @@ void InodeStore::clear() {
     if (state_->inodes.state(slot) == SlotState::kLive)
       state_->forget(state_->id_of(slot), ~std::uint64_t{0});
   }
+}
+
+std::string InodeStore::last_path(NodeId id) const {
+  constexpr int kMostNames = 64;  // names that are out of date may lead in a circle
+  std::string path;
+  for (int names = 0; names < kMostNames && state_->try_pin(id); ++names) {
+    const State::Pinned pinned{*state_, slot_of(id)};
+    UNINITIALIZED KnownName known;
+    if (!state_->known_name(pinned.slot, known)) break;
+    path.insert(0, {known.text.data(), known.size});
+    if (known.parent.value == kRootSlot) break;
+    path.insert(0, "/");
+    id = known.parent;
+  }
+  return path;
 }
 
 const std::shared_ptr<Arena>& InodeStore::arena() const {

@@ -41,7 +41,6 @@ class FrameWriter;
 struct InodeRecord;
 struct SavedInode;
 struct SavedRoot;
-struct SavedSlots;
 class InodeStore;
 
 // A pin: while it lives, the record is not given to another inode and the
@@ -176,6 +175,9 @@ class InodeStore {
   // Everything but the root is forgotten (INIT, DESTROY, reset), as by forget().
   void clear();
 
+  // Where the node was seen last, below the root, as far as that is known: for people. Any thread.
+  std::string last_path(NodeId id) const;
+
   // ---- another host (state/saved.h): while nothing is served -----------------
 
   // Whether to send the one and to ask for the other.
@@ -184,16 +186,14 @@ class InodeStore {
     bool with_handles = false;  // beside names, so that the receiver can verify
     bool confirm = false;       // look at every name first, also of what holds no descriptor
   };
-  // What is in the way of an inode, and whether to go on without it.
-  using Lost = std::function<Result<void, Failure>(const SavedInode&, std::string what)>;
+  // Whether to go on without an inode that is open and can't be found.
+  using Lost = std::function<Result<void, Failure>(NodeId)>;
   void describe(SavedRoot& root) const;
   // All that the guest knows, each behind the directory it is in; how many. What can't be found
   // is sent as that; `lost` is asked if the guest has it open.
   Result<std::uint64_t, Failure> save(FrameWriter& to, const SaveSettings& settings,
                                       const Lost& lost);
 
-  // Whether as many ids as the sender may have given can be told apart here.
-  bool has_room_for(const SavedSlots& slots) const;
   // Nothing is here but the root, and nothing is remembered of what was.
   void begin_load();
   // One that was saved, under its id. What is there is looked at, and is the receiver's own from
@@ -202,9 +202,10 @@ class InodeStore {
   // `same_files`: the root has the identity that it had for the sender.
   Result<> load(const SavedInode& saved, const std::string& name, std::span<const std::byte> handle,
                 bool same_files);
-  // Nothing more is claimed. A pin for who has the node open, whether the guest has forgotten it
-  // or not. Then end_take_over().
-  void end_load(const SavedSlots& slots);
+  // Nothing more comes. No id that is given from now on has been given by the sender, whose newest
+  // generation that was. A pin for who has the node open, whether the guest has forgotten it or
+  // not. Then end_take_over().
+  void end_load(std::uint32_t generation);
   Result<InodeRef> pin_loaded(NodeId id);
 
   const std::shared_ptr<Arena>& arena() const;

@@ -16,8 +16,7 @@
 #include "base/log.h"
 #include "passthrough/passthrough.h"
 #include "state/plan.h"
-#include "state/saved.h"
-#include "state/stream.h"
+#include "state/saved_frames.h"
 #include "sys/files.h"
 
 namespace virtiofsd {
@@ -32,19 +31,6 @@ constexpr auto kPatienceOnReturn = std::chrono::seconds(2);
 // What an open file may be opened with again.
 constexpr std::uint32_t kReopenFlags = O_ACCMODE | O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME |
                                        O_SYNC | O_DSYNC | O_LARGEFILE | O_NOCTTY;
-
-template <Plain T>
-Result<void, Failure> put(FrameWriter& to, SavedKind kind, const T& saved,
-                          std::span<const std::byte> rest = {}) {
-  const auto done = to.put(static_cast<std::uint32_t>(kind), {raw_bytes(saved), rest});
-  if (!done) return Failure{"can't send the state", done.error()};
-  return {};
-}
-
-const Failure& nonsense() {
-  static const Failure failure{"the state makes no sense: it is damaged"};
-  return failure;
-}
 
 std::string as_text(std::span<const std::byte> bytes) {
   return {static_cast<const char*>(static_cast<const void*>(bytes.data())), bytes.size()};
@@ -99,8 +85,8 @@ class Passthrough::Missing {
 Result<void, Failure> Passthrough::save(FrameWriter& to) {
   SavedRoot root;
   inodes_->describe(root);
-  root.handles = handles_.slots();
-  TRY(put(to, SavedKind::kRoot, root));
+  root.handle_generation = handles_.newest_generation();
+  TRY(put_saved(to, SavedKind::kRoot, {raw_bytes(root)}));
 
   Missing missing{settings_.migration.goes_on};
   std::unordered_set<NodeId> without;
@@ -110,27 +96,26 @@ Result<void, Failure> Passthrough::save(FrameWriter& to) {
                     {.by_handle = settings_.migration.by_handle,
                      .with_handles = settings_.migration.verify_handles,
                      .confirm = settings_.migration.confirm_paths},
-                    [&](const SavedInode& inode, const std::string& name) {
-                      without.insert(NodeId{inode.id});
+                    [&](NodeId node) {
+                      without.insert(node);
                       return missing.note(fmt::format(
                           "a file that the guest has open can't be found in the shared directory "
                           "any more; it was called '{}'",
-                          name));
+                          inodes_->last_path(node)));
                     }));
   TRY(handles_.for_each([&](const HandleRef& handle, HandleKind kind) -> Result<void, Failure> {
     if (without.contains(handle.node())) return {};
     ++sent.handles;
-    return put(to, SavedKind::kHandle,
-               SavedHandle{.id = handle.id().value,
-                           .node = handle.node().value,
-                           .open_flags = handle.open_flags(),
-                           .kind = static_cast<std::uint16_t>(kind),
-                           .flock = static_cast<std::uint8_t>(handle.flock())});
+    const SavedHandle saved{.id = handle.id().value,
+                            .node = handle.node().value,
+                            .open_flags = handle.open_flags(),
+                            .kind = static_cast<std::uint16_t>(kind),
+                            .flock = static_cast<std::uint8_t>(handle.flock())};
+    return put_saved(to, SavedKind::kHandle, {raw_bytes(saved)});
   }));
   TRY(save_locks(to, without, sent));
-  TRY(put(to, SavedKind::kEnd, sent));
-  if (const auto flushed = to.flush(); !flushed)
-    return Failure{"can't send the state", flushed.error()};
+  TRY(put_saved(to, SavedKind::kEnd, {raw_bytes(sent)}));
+  TRY(flush_saved(to));
   log::info("migration: sent {} inodes, {} open files and the locks of {}", sent.inodes,
             sent.handles, sent.lock_owners);
   return {};
@@ -153,11 +138,10 @@ Result<void, Failure> Passthrough::save_locks(FrameWriter& to,
       const auto now = rest.first(std::min<std::size_t>(rest.size(), SavedLockOwner::kMostRanges));
       rest = rest.subspan(now.size());
       ++sent.lock_owners;
-      TRY(put(to, SavedKind::kLockOwner,
-              SavedLockOwner{.node = held.node.value,
-                             .owner = held.owner.value,
-                             .ranges = static_cast<std::uint32_t>(now.size())},
-              std::as_bytes(now)));
+      const SavedLockOwner saved{.node = held.node.value,
+                                 .owner = held.owner.value,
+                                 .ranges = static_cast<std::uint32_t>(now.size())};
+      TRY(put_saved(to, SavedKind::kLockOwner, {raw_bytes(saved), std::as_bytes(now)}));
     }
   }
   return {};
@@ -210,26 +194,23 @@ class Passthrough::Loading {
   explicit Loading(Passthrough& to) : to_(to), missing_(to.settings_.migration.goes_on) {}
 
   Result<void, Failure> take_all(FrameReader& from) {
-    FrameReader::Frame first = TRY(next(from));
-    const auto root = first.body.take<SavedRoot>();
-    if (first.kind != static_cast<std::uint32_t>(SavedKind::kRoot) || !root) return nonsense();
-    if (!to_.inodes_->has_room_for(root->inodes) || !to_.handles_.has_room_for(root->handles))
-      return Failure{"the guest knew more files at once than fit here"};
+    Reader first = TRY(next_saved(from, SavedKind::kRoot));
+    const auto root = TRY(take_saved<SavedRoot>(first));
     SavedRoot own;
     to_.inodes_->describe(own);
     // Without times of birth a root's number says little: it is the same on many file systems.
-    same_files_ = own.birth != 0 && own.ino == root->ino && own.birth == root->birth;
+    same_files_ = own.birth != 0 && own.ino == root.ino && own.birth == root.birth;
     while (!ended_) {
-      const FrameReader::Frame frame = TRY(next(from));
-      TRY(take(static_cast<SavedKind>(frame.kind), frame.body));
+      const SavedFrame frame = TRY(next_saved(from));
+      TRY(take(frame.kind, frame.body));
     }
-    if (const auto end = from.expect_end(); !end) return nonsense();
+    if (const auto end = from.expect_end(); !end) return damaged_state();
     if (!same_files_ && stale_ != 0 && stale_ == seen_.inodes) {
       TRY(missing_.note(fmt::format(
           "of the {} files that the guest knows none is in the shared directory", stale_)));
     }
-    to_.inodes_->end_load(root->inodes);
-    to_.handles_.end_load(root->handles);
+    to_.inodes_->end_load(root.inode_generation);
+    to_.handles_.end_load(root.handle_generation);
     TRY(take_locks());
     to_.inodes_->end_take_over();
     log::info("migration: received {} inodes, {} open files and the locks of {}{}", seen_.inodes,
@@ -241,6 +222,7 @@ class Passthrough::Loading {
  private:
   struct FileLock {
     HandleId id;
+    NodeId node;
     HandleKind kind;
     int operation;
   };
@@ -250,17 +232,11 @@ class Passthrough::Loading {
     LockRange range;
   };
 
-  static Result<FrameReader::Frame, Failure> next(FrameReader& from) {
-    auto frame = from.next();
-    if (!frame) return Failure{"can't read the state", frame.error()};
-    return std::move(*frame);
-  }
-
   Result<void, Failure> take(SavedKind kind, Reader body) {
     switch (kind) {
       case SavedKind::kInode:
         ++seen_.inodes;
-        if (seen_.handles != 0) return nonsense();
+        if (seen_.handles != 0) return damaged_state();
         return take_inode(body);
       case SavedKind::kHandle:
         ++seen_.handles;
@@ -269,29 +245,28 @@ class Passthrough::Loading {
         ++seen_.lock_owners;
         return take_lock_owner(body);
       case SavedKind::kEnd: {
-        const auto end = body.take<SavedEnd>();
-        ended_ = end && end->inodes == seen_.inodes && end->handles == seen_.handles &&
-                 end->lock_owners == seen_.lock_owners;
-        if (!ended_) return nonsense();
+        const auto end = TRY(take_saved<SavedEnd>(body));
+        ended_ = end.inodes == seen_.inodes && end.handles == seen_.handles &&
+                 end.lock_owners == seen_.lock_owners;
+        if (!ended_) return damaged_state();
         return {};
       }
       default:
-        return nonsense();
+        return damaged_state();
     }
   }
 
   Result<void, Failure> take_inode(Reader body) {
-    auto saved = body.take<SavedInode>();
-    if (!saved) return nonsense();
-    const auto text = body.take_bytes(saved->name_size);
-    const auto handle = body.take_bytes(saved->handle_size);
-    if (!text || !handle || !body.rest().empty()) return nonsense();
+    auto saved = TRY(take_saved<SavedInode>(body));
+    const auto text = body.take_bytes(saved.name_size);
+    const auto handle = body.take_bytes(saved.handle_size);
+    if (!text || !handle || !body.rest().empty()) return damaged_state();
     const std::string name = as_text(*text);
-    const Result<> loaded = to_.inodes_->load(*saved, name, *handle, same_files_);
+    const Result<> loaded = to_.inodes_->load(saved, name, *handle, same_files_);
     if (loaded) return {};
     const Errno why = loaded.error();
-    if (why == Errno{EBADMSG}) return nonsense();
-    if (why == Errno{EPERM} && saved->place == SavedPlace::kHandle) {
+    if (why == Errno{EBADMSG}) return damaged_state();
+    if (why == Errno{EPERM} && saved.place == SavedPlace::kHandle) {
       return Failure{
           "the other virtiofsd names files by kernel file handles, which this one may not open: "
           "start it with --migration-mode=file-handles, too, or the other one without"};
@@ -299,50 +274,55 @@ class Passthrough::Loading {
     // A name that is out of date was so there, too: the guest has used it once.
     const bool is_gone = why == Errno{ENOENT} || why == Errno{ENOTDIR} || why == Errno{ESTALE} ||
                          why == Errno{ELOOP};
-    if (is_gone && saved->open == 0) {
+    if (is_gone && saved.open == 0) {
       ++stale_;
     } else {
-      const std::string what =
-          saved->name_size != 0 ? fmt::format("'{}'", name) : fmt::format("inode {}", saved->ino);
-      TRY(missing_.note(
-          fmt::format("{} isn't in the shared directory as it was: {}", what, why.text())));
+      TRY(missing_.note(fmt::format("{} isn't in the shared directory as it was: {}",
+                                    description_of(saved, name), why.text())));
     }
-    saved->place = SavedPlace::kNone;
-    const Result<> as_none = to_.inodes_->load(*saved, {}, {}, same_files_);
+    saved.place = SavedPlace::kNone;
+    const Result<> as_none = to_.inodes_->load(saved, {}, {}, same_files_);
     if (as_none) return {};
-    if (as_none.error() == Errno{EBADMSG}) return nonsense();
+    if (as_none.error() == Errno{EBADMSG}) return damaged_state();
     return Failure{"can't keep an inode", as_none.error()};
   }
 
+  std::string description_of(const SavedInode& saved, const std::string& name) const {
+    if (saved.place == SavedPlace::kHandle) return fmt::format("inode {}", saved.ino);
+    if (saved.place == SavedPlace::kPath) return fmt::format("'{}'", name);
+    const std::string above = to_.inodes_->last_path(NodeId{saved.parent});
+    return fmt::format("'{}{}{}'", above, above.empty() ? "" : "/", name);
+  }
+
   Result<void, Failure> take_handle(Reader body) {
-    const auto saved = body.take<SavedHandle>();
-    if (!saved) return nonsense();
-    const Result<> loaded = to_.load_handle(*saved);
-    if (!loaded && loaded.error() == Errno{EBADMSG}) return nonsense();
+    const auto saved = TRY(take_saved<SavedHandle>(body));
+    const Result<> loaded = to_.load_handle(saved);
+    if (!loaded && loaded.error() == Errno{EBADMSG}) return damaged_state();
     if (!loaded) {
-      return missing_.note(
-          fmt::format("a file that the guest has open can't be opened: {}", loaded.error().text()));
+      return missing_.note(fmt::format("'{}', which the guest has open, can't be opened: {}",
+                                       to_.inodes_->last_path(NodeId{saved.node}),
+                                       loaded.error().text()));
     }
-    if (saved->flock == LOCK_SH || saved->flock == LOCK_EX) {
-      file_locks_.push_back(
-          {HandleId{saved->id}, static_cast<HandleKind>(saved->kind), int{saved->flock}});
+    if (saved.flock == LOCK_SH || saved.flock == LOCK_EX) {
+      file_locks_.push_back({HandleId{saved.id}, NodeId{saved.node},
+                             static_cast<HandleKind>(saved.kind), int{saved.flock}});
     }
     return {};
   }
 
   Result<void, Failure> take_lock_owner(Reader body) {
-    const auto saved = body.take<SavedLockOwner>();
-    if (!saved || saved->ranges > SavedLockOwner::kMostRanges) return nonsense();
-    for (std::uint32_t i = 0; i < saved->ranges; ++i) {
-      const auto range = body.take<SavedLockRange>();
-      if (!range || record_locks_.size() >= kMaxLockRangeRecords) return nonsense();
-      record_locks_.push_back({NodeId{saved->node},
-                               LockOwner{saved->owner},
-                               {.start = range->start,
-                                .end = range->end,
-                                .type = range->type,
-                                .pid = range->pid,
-                                .handle = HandleId{range->handle}}});
+    const auto saved = TRY(take_saved<SavedLockOwner>(body));
+    if (saved.ranges > SavedLockOwner::kMostRanges) return damaged_state();
+    for (std::uint32_t i = 0; i < saved.ranges; ++i) {
+      const auto range = TRY(take_saved<SavedLockRange>(body));
+      if (record_locks_.size() >= kMaxLockRangeRecords) return damaged_state();
+      record_locks_.push_back({NodeId{saved.node},
+                               LockOwner{saved.owner},
+                               {.start = range.start,
+                                .end = range.end,
+                                .type = range.type,
+                                .pid = range.pid,
+                                .handle = HandleId{range.handle}}});
     }
     return {};
   }
@@ -350,16 +330,19 @@ class Passthrough::Loading {
   // When all else is here: the sender lets go of them only when it has sent everything.
   Result<void, Failure> take_locks() {
     const auto deadline = steady_clock::now() + to_.settings_.migration.patience_for_locks;
-    const auto note_missing = [&](Errno why) {
-      return missing_.note(fmt::format("a lock of the guest's can't be had: {}", why.text()));
+    const auto note_missing = [&](NodeId node, const Result<>& why) {
+      const std::string reason =
+          why.error() == Errno{EAGAIN} ? "another process holds it" : why.error().text();
+      return missing_.note(fmt::format("the guest's lock on '{}' can't be had: {}",
+                                       to_.inodes_->last_path(node), reason));
     };
     for (const FileLock& lock : file_locks_) {
       const auto handle = to_.handles_.find(lock.id, lock.kind);
-      if (!handle) return nonsense();
+      if (!handle) return damaged_state();
       const Result<> locked =
           with_patience(deadline, [&] { return lock_file(*handle, lock.operation); });
       if (!locked) {
-        TRY(note_missing(locked.error()));
+        TRY(note_missing(lock.node, locked));
         continue;
       }
       handle->note_flock(lock.operation);
@@ -368,12 +351,12 @@ class Passthrough::Loading {
       // Without the handle nothing would ever end it.
       const auto inode = to_.inodes_->pin_loaded(lock.node);
       if (!inode || !to_.handles_.find(lock.range.handle, HandleKind::kFile, lock.node)) {
-        TRY(note_missing(Errno{EBADF}));
+        TRY(note_missing(lock.node, Errno{EBADF}));
         continue;
       }
       const Result<> locked =
           with_patience(deadline, [&] { return to_.locks_.load(*inode, lock.owner, lock.range); });
-      if (!locked) TRY(note_missing(locked.error()));
+      if (!locked) TRY(note_missing(lock.node, locked));
     }
     return {};
   }
@@ -398,8 +381,8 @@ Result<> Passthrough::load_handle(const SavedHandle& saved) {
   auto flags = static_cast<int>(saved.open_flags & kReopenFlags);
   if (!settings_.allow_direct_io) flags &= ~O_DIRECT;
   if (!settings_.preserve_noatime) flags &= ~O_NOATIME;
-  OpenPlan plan{.flags = is_directory ? O_RDONLY | (flags & O_NOATIME) : flags};
-  UniqueFd fd = TRY(open_by_plan(plan, [&](int wanted) { return inodes_->open(inode, wanted); }));
+  OpenPlan plan{.flags = is_directory ? O_RDONLY | O_DIRECTORY | (flags & O_NOATIME) : flags};
+  UniqueFd fd = TRY(open_regular(inode, plan));
   return handles_.load(HandleId{saved.id}, kind, std::move(inode), std::move(fd),
                        static_cast<std::uint32_t>(plan.flags));
 }

@@ -84,20 +84,15 @@ struct SavedSession {
 };
 static_assert(sizeof(SavedSession) == 40);
 
-// Of a slab: which ids may have been given.
-struct SavedSlots {
-  std::uint32_t used = 0;
-  std::uint32_t generation = 0;  // the newest
-};
-
 // The root's identity: where the receiver has the same, it has the same files.
 struct SavedRoot {
   std::uint64_t ino = 0;
   std::int64_t birth = 0;  // ns; 0: says nothing
-  SavedSlots inodes;
-  SavedSlots handles;
+  // The newest of a slab: no id that may have been given has one above it.
+  std::uint32_t inode_generation = 0;
+  std::uint32_t handle_generation = 0;
 };
-static_assert(sizeof(SavedRoot) == 32);
+static_assert(sizeof(SavedRoot) == 24);
 
 // How an inode is found.
 enum class SavedPlace : std::uint8_t {

@@ -55,6 +55,7 @@ class Slab {
     std::atomic<std::uint64_t> free_list;  // {tag: 32, slot: 32}; the tag defeats ABA
     std::atomic<std::uint32_t> used;       // slots ever touched, slot 0 included
     std::atomic<std::uint32_t> live;
+    std::atomic<std::uint32_t> floor;  // generations up to this one may have been given elsewhere
   };
 
   static constexpr std::uint64_t bytes_for(std::uint64_t records) {
@@ -93,7 +94,9 @@ class Slab {
       slot = TRY(take_slot());
     }
     std::atomic<std::uint64_t>& head = records_[slot].head;
-    std::uint32_t generation = SlotHead::generation(head.load(std::memory_order_relaxed)) + 1;
+    std::uint32_t generation = std::max(SlotHead::generation(head.load(std::memory_order_relaxed)),
+                                        header_->floor.load(std::memory_order_relaxed)) +
+                               1;
     if (generation == 0) generation = 1;
     head.store(SlotHead::make(generation, SlotState::kBusy), std::memory_order_relaxed);
     header_->live.fetch_add(1, std::memory_order_relaxed);
@@ -233,20 +236,16 @@ class Slab {
     header_->live.fetch_add(1, std::memory_order_relaxed);
     return {};
   }
-  // The slots between those that were claimed are free, and so are those up to `slots`. What was
-  // found in one of them elsewhere had no generation above `generation`: it won't be found here.
-  void end_claims(std::uint32_t slots, std::uint32_t generation) {
-    header_->used.store(std::max(used(), std::min(slots, capacity_)), std::memory_order_release);
+  // The slots between those that were claimed are free. What was found in any of them elsewhere had
+  // no generation above `generation`: it won't be found here.
+  void end_claims(std::uint32_t generation) {
     std::uint32_t list = 0;
     for (std::uint32_t slot = used(); slot-- > 1;) {
-      std::atomic<std::uint64_t>& head = records_[slot].head;
-      const std::uint64_t now = head.load(std::memory_order_relaxed);
-      if (SlotHead::state(now) != SlotState::kFree) continue;
-      head.store(SlotHead::make(std::max(SlotHead::generation(now), generation), SlotState::kFree),
-                 std::memory_order_relaxed);
+      if (state(slot) != SlotState::kFree) continue;
       (records_[slot].*Next).store(list, std::memory_order_relaxed);
       list = slot;
     }
+    header_->floor.store(generation, std::memory_order_relaxed);
     header_->free_list.store(list, std::memory_order_release);
   }
   // When none from `first` on is in use: as if none ever had been. While nobody else uses the slab.
@@ -259,7 +258,7 @@ class Slab {
   }
   // For end_claims elsewhere.
   std::uint32_t newest_generation() const {
-    std::uint32_t newest = 0;
+    std::uint32_t newest = header_->floor.load(std::memory_order_relaxed);
     for (std::uint32_t slot = 1; slot < used(); ++slot) newest = std::max(newest, generation(slot));
     return newest;
   }

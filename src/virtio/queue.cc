@@ -230,8 +230,6 @@ Result<> Queue::start(bool again) {
   if (!again && interrupted_) {
     again = base_ && *interrupted_ == Interrupted{.size = size_, .packed = packed, .base = *base_};
     blame_ = false;
-    if (!again)
-      log::warn("queue {} begins anew: what was in flight when it stopped is dropped", index_);
   }
   if (!packed && !std::has_single_bit(size_)) return Errno{EINVAL};
   const Located located = TRY(locate());
@@ -248,6 +246,8 @@ Result<> Queue::start(bool again) {
   ring_in_memory_ = true;
   broken_ = false;
   running_ = true;
+  if (!again && interrupted_)
+    log::warn("queue {} begins anew: what was in flight when it stopped is dropped", index_);
   interrupted_.reset();
   put_off_ = 0;
   // Of what was given back last the log may not have heard.

@@ -72,6 +72,14 @@ class MigrationFixture : public DeviceFixture, public ::testing::WithParamInterf
     outcome = checked ? *checked : ~std::uint64_t{0};
     return state;
   }
+  // The queues stop, and the daemon sends what it has.
+  std::string stop_and_save() {
+    stop_queues();
+    std::uint64_t outcome = 0;
+    std::string state = save(outcome);
+    EXPECT_EQ(outcome, 0U) << daemon().output();
+    return state;
+  }
   // What the daemon says of it.
   std::uint64_t load(const std::string& state) {
     std::array<int, 2> ends{};
@@ -112,16 +120,23 @@ class MigrationFixture : public DeviceFixture, public ::testing::WithParamInterf
   }
   // All of it, to a daemon on the same directory or on `directory`.
   void migrate(std::vector<std::string> arguments = {}, const std::string& directory = {}) {
-    stop_queues();
-    if (HasFatalFailure()) return;
-    std::uint64_t outcome = 0;
-    const std::string state = save(outcome);
-    ASSERT_EQ(outcome, 0U) << daemon().output();
+    const std::string state = stop_and_save();
+    if (HasFailure()) return;
     connect_to_next(directory.empty() ? tree_.root() : directory, std::move(arguments));
     if (HasFatalFailure()) return;
     ASSERT_EQ(load(state), 0U) << daemon().output();
     ::close(std::exchange(source_, -1));  // the VMM there ends
     go_on();
+  }
+
+  struct Opened {
+    std::uint64_t node;
+    std::uint64_t handle;
+  };
+  Opened open_new(const std::string& name, const std::string& content, int flags = O_RDWR) {
+    tree().write(name, content);
+    const std::uint64_t file = node(name);
+    return {file, GET(fuse().open(file, static_cast<std::uint32_t>(flags))).fh};
   }
 
   bool says(const std::string& what) const {

@@ -2,6 +2,7 @@
 //
 // A guest moves to another daemon and notices nothing; or it can't, and goes on where it was.
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -100,9 +101,7 @@ TEST_P(Migration, ANameThatTheHostChangedIsFound) {
   start_up();
   if (HasFatalFailure()) return;
   tree().mkdir("unknown");
-  tree().write("file", "moved");
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDONLY)).fh;
+  const auto [file, handle] = open_new("file", "moved", O_RDONLY);
   std::filesystem::rename(tree().root() + "/file", tree().root() + "/unknown/elsewhere");
   MIGRATE();
   EXPECT_EQ(GET(fuse().read(file, handle, 0, 10)), "moved");
@@ -145,9 +144,7 @@ TEST_P(Migration, ToACopyOfTheDirectory) {
 TEST_P(Migration, LocksGoAlong) {
   start_up({"-o", "flock"});
   if (HasFatalFailure()) return;
-  tree().write("file", "0123456789");
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  const auto [file, handle] = open_new("file", "0123456789");
   const std::uint64_t flocked = GET(fuse().open(file, O_RDWR)).fh;
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
   EXPECT_DONE(fuse().setlk(file, handle, 8, lock(F_RDLCK, 8, 9)));
@@ -168,9 +165,7 @@ TEST_P(Migration, LocksGoAlong) {
 TEST_P(Migration, AGuestThatStaysKeepsItsLocks) {
   start_up({"-o", "flock"});
   if (HasFatalFailure()) return;
-  tree().write("file", "0123456789");
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  const auto [file, handle] = open_new("file", "0123456789");
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
   EXPECT_DONE(fuse().setlk(file, handle, 8, lock(F_WRLCK, 8, 9)));
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK), true));
@@ -214,9 +209,7 @@ TEST_P(Migration, AGuestThatStaysKeepsItsLocks) {
 TEST_P(Migration, AWaitForALockGoesOnAfterAPause) {
   start_up();
   if (HasFatalFailure()) return;
-  tree().write("file", "0123456789");
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  const auto [file, handle] = open_new("file", "0123456789");
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
   const auto waiter = fuse().begin_setlkw(file, handle, 8, lock(F_WRLCK, 2, 5));
   ASSERT_TRUE(waiter);
@@ -237,9 +230,7 @@ TEST_P(Migration, AWaitForALockGoesOnAfterAPause) {
 TEST_P(Migration, AWaitForALockGoesOnElsewhere) {
   start_up({"-o", "flock"});
   if (HasFatalFailure()) return;
-  tree().write("file", "0123456789");
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  const auto [file, handle] = open_new("file", "0123456789");
   const std::uint64_t other = GET(fuse().open(file, O_RDWR)).fh;
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK), true));
@@ -260,12 +251,37 @@ TEST_P(Migration, AWaitForALockGoesOnElsewhere) {
   EXPECT_EQ(fuse().finish(*flocker).error, 0);
 }
 
+// In order, answers of what came after it wait for it. They have been served, and must not be
+// twice: there the wait ends.
+TEST_P(Migration, InOrderAWaitForALockEndsWithTheQueue) {
+  vmm_.ring.in_order = true;
+  start_up({"--in-order"});
+  if (HasFatalFailure()) return;
+  const auto [file, handle] = open_new("file", "0123456789");
+  EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
+  const auto waiter = fuse().begin_setlkw(file, handle, 8, lock(F_WRLCK, 2, 5));
+  ASSERT_TRUE(waiter);
+  const fuse_rename2_in exchange{.newdir = kRoot, .flags = RENAME_EXCHANGE, .padding = 0};
+  tree().write("other", "x");
+  constexpr std::string_view kNames{"file\0other", 11};
+  const auto behind =
+      fuse().begin(FUSE_RENAME2, kRoot, {bytes_of(exchange), std::as_bytes(std::span{kNames})}, 0);
+  ASSERT_TRUE(behind);
+  const Deadline deadline = within(std::chrono::seconds(10));
+  while (tree().read("other") != "0123456789")
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+  stop_queues();
+  if (HasFatalFailure()) return;
+  start_queues();
+  EXPECT_EQ(fuse().finish(*waiter).error, EINTR);
+  EXPECT_EQ(fuse().finish(*behind).error, 0);
+  EXPECT_EQ(tree().read("other"), "0123456789") << "exchanged once";
+}
+
 TEST_P(Migration, AWaitForALockCanBeGivenUpElsewhere) {
   start_up();
   if (HasFatalFailure()) return;
-  tree().write("file", "0123456789");
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  const auto [file, handle] = open_new("file", "0123456789");
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
   const auto waiter = fuse().begin_setlkw(file, handle, 8, lock(F_RDLCK, 2, 5));
   ASSERT_TRUE(waiter);
@@ -280,9 +296,7 @@ TEST_P(Migration, AWaitForALockCanBeGivenUpElsewhere) {
 TEST_P(Migration, AResetEndsWhatWasPutOff) {
   start_up();
   if (HasFatalFailure()) return;
-  tree().write("file", "0123456789");
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  const auto [file, handle] = open_new("file", "0123456789");
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
   const auto waiter = fuse().begin_setlkw(file, handle, 8, lock(F_RDLCK, 2, 5));
   ASSERT_TRUE(waiter);
@@ -298,9 +312,7 @@ TEST_P(Migration, AResetEndsWhatWasPutOff) {
 TEST_P(Migration, ADeletedOpenFileKeepsTheGuestWhereItIs) {
   start_up();
   if (HasFatalFailure()) return;
-  tree().write("gone", "deleted");
-  const std::uint64_t gone = node("gone");
-  const std::uint64_t handle = GET(fuse().open(gone, O_RDWR)).fh;
+  const auto [gone, handle] = open_new("gone", "deleted");
   EXPECT_DONE(fuse().unlink(kRoot, "gone"));
   stop_queues();
   std::uint64_t outcome = 0;
@@ -334,10 +346,7 @@ TEST_P(Migration, AFileThatIsMissingThere) {
   if (HasFatalFailure()) return;
   tree().write("file", "inside");
   const std::uint64_t file = node("file");
-  stop_queues();
-  std::uint64_t outcome = 0;
-  const std::string state = save(outcome);
-  ASSERT_EQ(outcome, 0U);
+  const std::string state = stop_and_save();
   const TempTree empty;
   connect_to_next(empty.root(), {});
   if (HasFatalFailure()) return;
@@ -373,10 +382,7 @@ TEST_P(Migration, AnOpenFileThatIsMissingThereIsNamed) {
   tree().write("there", "1");
   GET(fuse().open(node("file"), O_RDONLY));
   (void)node("there");
-  stop_queues();
-  std::uint64_t outcome = 0;
-  const std::string state = save(outcome);
-  ASSERT_EQ(outcome, 0U);
+  const std::string state = stop_and_save();
   TempTree other;
   other.write("there", "22");
   connect_to_next(other.root(), {});
@@ -438,17 +444,12 @@ TEST_P(Migration, ALockWhoseFileCantBeOpenedThereIsLeftBehind) {
 TEST_P(Migration, TheReceiversWorkerDiesBeforeTheQueuesStart) {
   start_up({"-o", "flock"});
   if (HasFatalFailure()) return;
-  tree().write("file", "0123456789");
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  const auto [file, handle] = open_new("file", "0123456789");
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
   const auto waiter = fuse().begin_setlkw(file, handle, 8, lock(F_WRLCK, 2, 5));
   ASSERT_TRUE(waiter);
   EXPECT_DONE(fuse().getattr(file));
-  stop_queues();
-  std::uint64_t outcome = 0;
-  const std::string state = save(outcome);
-  ASSERT_EQ(outcome, 0U);
+  const std::string state = stop_and_save();
   connect_to_next(tree().root(), {"-o", "flock"});
   if (HasFatalFailure()) return;
   ASSERT_EQ(load(state), 0U) << daemon().output();
@@ -469,15 +470,10 @@ TEST_P(Migration, TheReceiversWorkerDiesBeforeTheQueuesStart) {
 TEST_P(Migration, TheSendersWorkerDiesAndTheGuestStays) {
   start_up({"-o", "flock"});
   if (HasFatalFailure()) return;
-  tree().write("file", "0123456789");
-  const std::uint64_t file = node("file");
-  const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
+  const auto [file, handle] = open_new("file", "0123456789");
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK), true));
-  stop_queues();
-  std::uint64_t outcome = 0;
-  (void)save(outcome);
-  ASSERT_EQ(outcome, 0U);
+  (void)stop_and_save();
   ASSERT_OK(vmm().ask_u64(kGetQueueNum));
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   ASSERT_EQ(::kill(daemon().tree().back(), SIGKILL), 0);
@@ -491,6 +487,32 @@ TEST_P(Migration, TheSendersWorkerDiesAndTheGuestStays) {
   EXPECT_REFUSED(EAGAIN, fuse().setlk(file, handle, 8, lock(F_WRLCK, 5, 5)));
 }
 
+// A name that is out of date, and means another file in the copy.
+TEST_P(Migration, ConfirmedPathsAreNotOutOfDate) {
+  for (const bool confirms : {false, true}) {
+    start_up(confirms ? std::vector<std::string>{"--migration-confirm-paths"}
+                      : std::vector<std::string>{});
+    if (HasFatalFailure()) return;
+    if (on_overlay()) GTEST_SKIP() << "no birth times here";
+    tree().write("file", "first");
+    tree().write("there", "1");
+    std::this_thread::sleep_for(std::chrono::milliseconds(150));  // known by its name from then on
+    const std::uint64_t file = node("file");
+    (void)node("there");
+    std::filesystem::remove(tree().root() + "/file");
+    TempTree copy;
+    copy.write("file", "another");
+    copy.write("there", "1");
+    MIGRATE({}, copy.root());
+    if (confirms) {
+      EXPECT_REFUSED(ESTALE, fuse().getattr(file));
+    } else {
+      EXPECT_EQ(GET(fuse().getattr(file)).size, 7U) << "taken for it";
+    }
+    front_end_->close();
+  }
+}
+
 TEST_P(Migration, ByFileHandles) {
   start_up({"--migration-mode=file-handles"});
   if (HasFatalFailure()) return;
@@ -500,9 +522,12 @@ TEST_P(Migration, ByFileHandles) {
   const std::uint64_t file = node("in/file");
   const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
   std::filesystem::rename(tree().root() + "/in", tree().root() + "/out");
+  const auto [gone, orphan] = open_new("gone", "deleted");
+  EXPECT_DONE(fuse().unlink(kRoot, "gone"));
   MIGRATE({"--migration-mode=file-handles"});
   EXPECT_EQ(GET(fuse().read(file, handle, 0, 10)), "inside");
   EXPECT_EQ(node("out/file"), file);
+  EXPECT_EQ(GET(fuse().read(gone, orphan, 0, 10)), "deleted") << "no name leads to it";
 }
 
 TEST_P(Migration, VerifiedHandlesFindOutCopies) {
@@ -513,10 +538,7 @@ TEST_P(Migration, VerifiedHandlesFindOutCopies) {
   MIGRATE({"--migration-verify-handles"});
   EXPECT_EQ(GET(fuse().getattr(file)).size, 6U);
 
-  stop_queues();
-  std::uint64_t outcome = 0;
-  const std::string state = save(outcome);
-  ASSERT_EQ(outcome, 0U);
+  const std::string state = stop_and_save();
   TempTree copy;
   copy.write("file", "inside");
   connect_to_next(copy.root(), {});
@@ -528,10 +550,7 @@ TEST_P(Migration, VerifiedHandlesFindOutCopies) {
 TEST_P(Migration, TheOtherOneMustOfferWhatTheGuestUses) {
   start_up({"-o", "flock"});
   if (HasFatalFailure()) return;
-  stop_queues();
-  std::uint64_t outcome = 0;
-  const std::string state = save(outcome);
-  ASSERT_EQ(outcome, 0U);
+  const std::string state = stop_and_save();
   connect_to_next(tree().root(), {});
   if (HasFatalFailure()) return;
   EXPECT_EQ(load(state), std::uint64_t{EIO});
@@ -587,10 +606,7 @@ TEST_P(Migration, AStateThatIsCutShortOrChangedIsRefused) {
   const std::uint64_t file = node("in/file");
   const std::uint64_t handle = GET(fuse().open(file, O_RDWR)).fh;
   EXPECT_DONE(fuse().setlk(file, handle, 7, lock(F_WRLCK, 2, 5)));
-  stop_queues();
-  std::uint64_t outcome = 0;
-  const std::string state = save(outcome);
-  ASSERT_EQ(outcome, 0U);
+  const std::string state = stop_and_save();
   connect_to_next(tree().root(), {});
   if (HasFatalFailure()) return;
   for (std::size_t size = 0; size < state.size(); size += 5)
